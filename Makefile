@@ -1,0 +1,44 @@
+# Everything a newcomer needs: git, make and Python 3.11 or newer. `make demo` and `make test` set up what they use.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-slow test-parity replay check format clean
+
+demo: $(VENV)/installed
+	$(BIN)/untuned compare --out demo
+	@echo "The report is demo/report.html"
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+test-parity: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m parity
+
+replay: $(VENV)/installed
+	$(BIN)/untuned data fetch mnist
+	$(BIN)/untuned replay momo-mnist --out replay
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q torch -c constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[kernels,study,test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo replay

@@ -1,0 +1,1 @@
+"""Everything that is not a method: declarations, the place, the engine, totals and state."""

@@ -1,0 +1,73 @@
+"""Which tensors take part in a step, grouped by what a sweep must know about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+Group = dict[str, Any]
+
+
+def local(t: torch.Tensor) -> torch.Tensor:
+    """The shard of t on this process; t itself if it is not sharded."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def domain(p: torch.Tensor) -> tuple[Any, ...]:
+    """The process groups over which sums of p's elements must be added: one per mesh axis that shards p."""
+    if not isinstance(p, DTensor):
+        return ()
+    mesh = p.device_mesh
+    return tuple(mesh.get_group(axis) for axis, placement in enumerate(p.placements) if placement.is_shard())
+
+
+@dataclasses.dataclass
+class Bucket:
+    """Parameters of one group with the same device and sharding, in group order, and their scalars in this step."""
+
+    group: Group
+    params: list[torch.Tensor]
+    rows: list[int]  # their places in the order of all live tensors
+    device: torch.device
+    domain: tuple[Any, ...]
+    on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
+    t: tuple[torch.Tensor, ...] = ()
+    rho: tuple[torch.Tensor, ...] = ()
+
+
+def check_gradient(name: str, p: torch.Tensor) -> None:
+    g = p.grad
+    if g is None or g.layout != torch.strided:
+        layout = "missing" if g is None else str(g.layout)
+        raise TypeError(f"{name}: gradients must be dense, not {layout}. Use sparse=False in the embedding layer.")
+    if isinstance(p, DTensor) and (not isinstance(g, DTensor) or g.placements != p.placements):
+        placed = g.placements if isinstance(g, DTensor) else "a plain tensor"
+        raise TypeError(
+            f"{name}: a gradient must be placed like its parameter {tuple(p.placements)}, not {placed}. "
+            f"Redistribute it before step()."
+        )
+
+
+def arrange(groups: list[Group]) -> list[Bucket]:
+    """Buckets of the parameters that take part: those with a gradient, in groups whose lr is not 0."""
+    buckets: list[Bucket] = []
+    row = 0
+    for group in groups:
+        lr = group["lr"]
+        if not isinstance(lr, torch.Tensor) and lr == 0:
+            continue
+        here: dict[Any, Bucket] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            key = (p.device, domain(p))
+            if key not in here:
+                here[key] = Bucket(group, [], [], p.device, key[1])
+            here[key].params.append(p)
+            here[key].rows.append(row)
+            row += 1
+        buckets += here.values()
+    return buckets

@@ -1,0 +1,483 @@
+"""One engine for Direction x StepSize x Iterate x WeightDecay: it joins their verbs into sweeps and decisions.
+
+The number of sweeps is the cost model: a plain method has one, an adaptive one two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
+
+import torch
+
+from untuned._version import __version__
+from untuned.core import capabilities, state, totals
+from untuned.core.buckets import Bucket, Group, arrange, check_gradient
+from untuned.core.declare import check
+from untuned.core.frames import DryFrame, ElementFrame, ScalarFrame, number_from
+from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
+from untuned.core.place import Each
+
+ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
+
+
+class EngineOptions(TypedDict, total=False):
+    """Options every optimizer of the library takes, by keyword.
+
+    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step whose loss or gradient is
+    not finite, and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the dtype of slots
+    (default: float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over
+    whose ranks the loss is averaged, "world" (default), or None for a loss that is already averaged.
+    """
+
+    maximize: bool
+    skip_nonfinite: bool
+    slot_dtype: torch.dtype | None
+    loss_group: Any
+
+
+Plan = list[tuple[list[tuple[str, str]], list[str]]]
+
+
+def plan(parts: dict[str, Any]) -> Plan:
+    """Sweeps in order, each as (its verbs, the roles that decide on its sums).
+
+    A decision without sums follows the step size's, or comes first if nothing is measured.
+    """
+
+    def has(role: str, verb: str) -> bool:
+        return hasattr(parts[role], verb)
+
+    sweeps: Plan = []
+    deciders = [role for role in ("step_size", "iterate") if has(role, "decide")]
+    if has("direction", "look"):
+        sweeps.append(([("direction", "look")], ["direction"]))
+    elif has("direction", "decide"):
+        deciders.insert(0, "direction")
+    body = [("direction", "accumulate")] if has("direction", "accumulate") else []
+    measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
+    move = ("iterate", "move")
+    if not measures:
+        if deciders:
+            sweeps.append(([], deciders))
+        return [*sweeps, ([*body, move], [])]
+    if len(measures) == 2 and parts["iterate"].wants_size:  # x.size is known only after the step size has decided
+        sweeps.append((body + measures[:1], [role for role in deciders if role != "iterate"]))
+        sweeps.append((measures[1:], ["iterate"]))
+    else:
+        sweeps.append((body + measures, deciders))
+    return [*sweeps, ([move], [])]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A recipe of parts run by the engine; a drop-in `torch.optim.Optimizer`.
+
+    Named classes call `super().__init__` with their parts; `untuned.compose` takes any. Raises `TypeError` if the parts
+    do not fit together, and `TypeError` or `ValueError` for wrong types and values, before anything is created.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        direction: Direction,
+        step_size: StepSize,
+        iterate: Iterate,
+        decay: WeightDecay,
+        *,
+        maximize: bool = False,
+        skip_nonfinite: bool = True,
+        slot_dtype: torch.dtype | None = None,
+        loss_group: Any = "world",
+    ) -> None:
+        self.parts: dict[str, Any] = {
+            "direction": direction,
+            "step_size": step_size,
+            "iterate": iterate,
+            "decay": decay,
+        }
+        for role, kind in ROLES.items():
+            if not isinstance(self.parts[role], kind):
+                raise TypeError(f"{role} must be a {kind.__name__}, such as Adam() or Fixed(), not {self.parts[role]!r}.")
+        for option, value in (("maximize", maximize), ("skip_nonfinite", skip_nonfinite)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{self._title}: {option} must be True or False, not {value!r}.")
+        if slot_dtype is not None and not (isinstance(slot_dtype, torch.dtype) and slot_dtype.is_floating_point):
+            raise TypeError(f"{self._title}: slot_dtype must be a floating-point torch.dtype or None, not {slot_dtype!r}.")
+        capabilities.check(self.parts)
+        self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
+        self.loss_group = loss_group
+        self._prepare()
+        super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
+
+    def _prepare(self) -> None:
+        """Everything that follows from the parts and is not saved."""
+        self._plan = plan(self.parts)
+        self.before: dict[tuple[torch.Tensor, str], torch.Tensor] = {}
+        self.loss: torch.Tensor | None = None
+        self._recorded: list[torch.Tensor] = []
+        self._begun: set[torch.Tensor] = set()
+        self._shared = _read_by_model_decisions(self.parts)
+
+    # ------------------------------------------------------------------ construction, state and its persistence
+
+    @property
+    def _title(self) -> str:
+        return type(self).__name__ if type(self) is not Optimizer else "compose"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers live: the device of the first parameter."""
+        return self.param_groups[0]["params"][0].device
+
+    @property
+    def needs_loss(self) -> bool:
+        return any("loss" in part.needs for part in self.parts.values())
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the direction divides out the sum of its weights, rho, which is kept per tensor then."""
+        return getattr(self.parts["direction"], "correct", False)
+
+    @property
+    def has_modes(self) -> bool:
+        return "modes" in self.parts["iterate"].gives
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
+        if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
+        group = dict(param_group)
+        group["params"] = _listed(group["params"])
+        self._check_group(group)
+        self._check_shared([*self.param_groups, self.defaults | group])
+        super().add_param_group(group)
+        group["training"] = self.param_groups[0].get("training", True)
+        state.create_numbers(self, group)
+        for p in group["params"]:
+            state.create_slots(self, p, group)
+
+    def _check_group(self, group: Group) -> None:
+        fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
+        for part in self.parts.values():
+            for name, field in part.fields.items():
+                if name in part.hypers():
+                    if name in group:
+                        check(part.name, field, group[name])
+                        group[name] = tuple(group[name]) if isinstance(group[name], list) else group[name]
+                else:
+                    fixed[name] = getattr(part, name)
+        for name, value in fixed.items():
+            if name in group and group[name] != value:
+                raise ValueError(
+                    f"{self._title}: {name} shapes the method and is {value!r} for all groups, not {group[name]!r} "
+                    f"in one. Build a second optimizer for these parameters."
+                )
+        tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+        if not tensors:
+            raise ValueError(f"{self._title}: a parameter group is empty. Give it parameters, or leave it out.")
+        known = {p for g in getattr(self, "param_groups", ()) for p in g["params"]}
+        for p in tensors:
+            if not isinstance(p, torch.Tensor):
+                raise TypeError(f"{self._title}: parameters must be tensors, not {p!r}.")
+            if not p.is_floating_point():
+                raise TypeError(f"{self._title}: parameters must be real floating-point tensors, not {p.dtype}.")
+            if p in known:
+                raise ValueError(f"{self._title}: a parameter of shape {tuple(p.shape)} was given twice. Give it once.")
+            known.add(p)
+
+    def _check_shared(self, groups: list[Group]) -> None:
+        for group in groups[1:]:
+            for part, key in self._shared:
+                one, other = groups[0][key], group[key]
+                if one is not other and one != other:
+                    raise ValueError(
+                        f"{part}: {key} must be equal in all groups, since one decision is made for the whole model, "
+                        f"not {one!r} and {other!r}."
+                    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group")
+        return super().__getstate__() | {k: self.__dict__[k] for k in kept}
+
+    def __setstate__(self, state_: dict[str, Any]) -> None:
+        super().__setstate__(state_)
+        if "parts" in state_:  # unpickled, not loaded
+            self._prepare()
+        state.tie_numbers(self)
+        self._begun = {p for p in self.state if float(self.state[p]["step"]) > 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave; raises `ValueError` and changes nothing if it belongs to another method."""
+        state.check_loadable(self, state_dict)
+        super().load_state_dict(state_dict)
+        state.restore(self, state_dict)
+
+    # ------------------------------------------------------------------ the step
+
+    def record_loss(self, loss: torch.Tensor | float) -> None:
+        """Add the loss of one micro-batch; the next step uses the mean of those recorded since the last one.
+
+        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`.
+        """
+        self._recorded.append(self._scalar_loss(loss))
+
+    def _scalar_loss(self, loss: Any) -> torch.Tensor:
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            return loss.detach().to(self.device, torch.float64).reshape(())
+        if isinstance(loss, int | float) and not isinstance(loss, bool):
+            return number_from(loss, self.device)
+        shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        raise TypeError(f"{self._title}: the loss must be a number or a one-element tensor, not {shown}.")
+
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], Any] | None = None, *, loss: torch.Tensor | float | None = None
+    ) -> Any:
+        """Do one step and return the loss given or computed.
+
+        `loss` is the mean loss whose gradient is in `p.grad`; only loss-driven methods read it, the others accept it.
+        Instead of it there may be a `closure` that computes loss and gradients, or earlier calls of `record_loss`.
+        Raises, with nothing changed: `RuntimeError` in evaluation mode, `ValueError` without a loss if the method needs
+        one, `TypeError` for sparse gradients.
+        """
+        computed = None
+        if closure is not None:
+            if not callable(closure):  # pyright: ignore[reportUnnecessaryComparison]
+                raise TypeError(f"{self._title}.step() takes a closure first, not {closure!r}: call step(loss=loss).")
+            with torch.enable_grad():
+                computed = closure()
+        result = loss if loss is not None else computed
+        buckets = arrange(self.param_groups)
+        if buckets:
+            self._check_step(buckets)
+            self.loss = self._loss_of_step(loss, computed)
+            self._begin(buckets)
+            for verbs, deciders in self._plan:
+                sums = self._sweep(buckets, verbs)
+                for role in deciders:
+                    self._decide(role, buckets, sums.get(role, []))
+            self.loss = None
+        self._recorded = []
+        return result
+
+    def _check_step(self, buckets: list[Bucket]) -> None:
+        if self.has_modes and not self.param_groups[0]["training"]:
+            raise RuntimeError(
+                f"{self._title}.step() needs training mode, since the parameters hold the averaged point: "
+                f"call optimizer.train() before it."
+            )
+        self._check_shared(self.param_groups)
+        for bucket in buckets:
+            for p in bucket.params:
+                check_gradient(self._title, p)
+
+    def _loss_of_step(self, loss: Any, computed: Any) -> torch.Tensor | None:
+        if not self.needs_loss:
+            return None
+        if loss is not None and self._recorded:
+            raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")
+        if self._recorded:
+            value = torch.stack([r.to(self.device) for r in self._recorded]).mean()
+        else:
+            given = loss if loss is not None else computed
+            if given is None:
+                raise ValueError(
+                    f"{self._title}.step() needs the loss: call step(loss=loss), step(closure) or record_loss(loss) "
+                    f"before it."
+                )
+            value = self._scalar_loss(given)
+        value = totals.mean_over_ranks(value, self.loss_group)
+        return -value if self.maximize else value
+
+    def _begin(self, buckets: list[Bucket]) -> None:
+        """Decide whether this step may change anything, remember the numbers, and advance the counters."""
+        ok: torch.Tensor | None = None
+        if self.skip_nonfinite:
+            ok = totals.finite(buckets, self.device)
+            ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
+        for bucket in buckets:
+            lr = bucket.group["lr"]
+            bucket.on = None if ok is None else ok.to(bucket.device)
+            if isinstance(lr, torch.Tensor):  # frozen, or not, by a value only the device knows
+                moving = (lr != 0).reshape(()).to(bucket.device)
+                bucket.on = moving if bucket.on is None else bucket.on & moving
+            for p in bucket.params:
+                state.follow_parameter(self, p)
+                if p not in self._begun:
+                    state.fill_start_slots(self, p)
+                    self._begun.add(p)
+        state.remember_numbers(self, buckets)
+        ran = self.on_any(buckets).double()
+        steps, skipped = self.param_groups[0]["steps"] + ran, self.param_groups[0]["skipped"]
+        if ok is not None:
+            skipped = skipped + (~ok).double()
+        for group in self.param_groups:
+            group["steps"], group["skipped"] = steps, skipped
+        for bucket in buckets:
+            on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
+            counters = [self.state[p]["step"] for p in bucket.params]
+            torch._foreach_add_(counters, on.to(counters[0].dtype))
+            bucket.t = torch.stack(counters).double().unbind()
+            if self.corrects:
+                frame = ElementFrame(self, bucket, 0)
+                keep, take = (number_from(frame.read(self.parts["direction"], q), bucket.device) for q in ("keep", "take"))
+                rhos = [self.state[p]["rho"] for p in bucket.params]
+                torch._foreach_mul_(rhos, torch.where(on, keep, torch.ones_like(keep)))
+                torch._foreach_add_(rhos, torch.where(on, take, torch.zeros_like(take)))
+                bucket.rho = tuple(rhos)
+
+    def on_any(self, buckets: list[Bucket]) -> torch.Tensor:
+        """Whether any of these buckets may change, as a 0-dim bool tensor."""
+        flags = [b.on for b in buckets if b.on is not None]
+        if len(flags) < len(buckets):
+            return torch.ones((), dtype=torch.bool, device=self.device)
+        return torch.stack([f.to(self.device) for f in flags]).any()
+
+    def on_rows(self, buckets: list[Bucket]) -> torch.Tensor:
+        """The same for every live tensor of these buckets, as a bool vector in their canonical order."""
+        flags = [torch.ones((), dtype=torch.bool) if b.on is None else b.on for b in buckets]
+        blocks = [f.to(self.device).expand(len(b.params)) for f, b in zip(flags, buckets, strict=True)]
+        return totals.in_order(buckets, blocks)
+
+    def _sweep(self, buckets: list[Bucket], verbs: list[tuple[str, str]]) -> dict[str, list[tuple[torch.Tensor, bool]]]:
+        """Run verbs on every tensor; return each role's sums, one vector over the live tensors per sum, and `each`."""
+        apart: dict[str, list[bool]] = {}
+        blocks: list[torch.Tensor] = []
+        for bucket in buckets:
+            sums: list[torch.Tensor] = []
+            for i in range(len(bucket.params)):
+                frame = ElementFrame(self, bucket, i)
+                for role, verb in verbs:
+                    out: Any = getattr(self.parts[role], verb)(frame.place(role))
+                    if out is not None:
+                        out = out if isinstance(out, tuple) else (out,)
+                        apart[role] = [isinstance(q, Each) for q in out]
+                        sums += [(q.value if isinstance(q, Each) else q).sum(dtype=torch.float64) for q in out]
+                frame.commit()
+            if sums:
+                block = torch.stack(sums).reshape(len(bucket.params), -1)
+                if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
+                    block = torch.where(bucket.on, block, torch.zeros_like(block))
+                blocks.append(block)
+        if not apart:
+            return {}
+        rows = totals.gather(buckets, blocks, self.device)
+        if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
+            good = torch.isfinite(rows).all()
+            for bucket in buckets:
+                here = good.to(bucket.device)
+                bucket.on = here if bucket.on is None else bucket.on & here
+        columns = iter(rows.unbind(1))
+        return {role: [(next(columns), keep) for keep in flags] for role, flags in apart.items()}
+
+    def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
+        part = self.parts[role]
+        if part.scope == "model":
+            part.decide(ScalarFrame(self, part, buckets).place(role), *(c if keep else c.sum() for c, keep in sums))
+            return
+        for group in self.param_groups:
+            mine = [b for b in buckets if b.group is group]
+            if mine:
+                rows = slice(min(b.rows[0] for b in mine), max(b.rows[-1] for b in mine) + 1)
+                stay = part.scope == "tensor"
+                here = (c[rows] if keep or stay else c[rows].sum() for c, keep in sums)
+                part.decide(ScalarFrame(self, part, mine).place(role), *here)
+
+    # ------------------------------------------------------------------ modes
+
+    def train(self, mode: bool = True) -> None:
+        """Put the point to train from into the parameters. Methods without averaging hold one point: nothing to do."""
+        self._switch(mode)
+
+    def eval(self) -> None:
+        """Put the point to evaluate into the parameters; call `train()` before the next step."""
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, training: bool) -> None:
+        if not self.has_modes or self.param_groups[0]["training"] == training:
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self._begun:
+                    bucket = Bucket(group, [p], [0], p.device, ())
+                    frame = ElementFrame(self, bucket, 0)
+                    iterate = self.parts["iterate"]
+                    (iterate.enter if training else iterate.leave)(frame.place("iterate"))
+                    frame.commit()
+            group["training"] = training
+
+    @contextlib.contextmanager
+    def averaged_parameters(self) -> Iterator[None]:
+        """Evaluation mode inside the `with` block, training mode again after it, also on an error."""
+        was = self.param_groups[0]["training"]
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was)
+
+    # ------------------------------------------------------------------ what people see
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers worth logging, read from the device in one go when called.
+
+        `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
+        others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
+        """
+        found: dict[str, Any] = {}
+        for i, group in enumerate(self.param_groups):
+            p = group["params"][0]
+            held = self.state[p]
+            t = (held["step"].double().clamp(min=1.0),)
+            bucket = Bucket(group, [p], [0], p.device, (), None, t, (held.get("rho", t[0]),))
+            frame = ElementFrame(self, bucket, 0)
+            value = frame.read(self.parts["iterate"], "rate")
+            for role in ("step_size", "iterate"):
+                if hasattr(self.parts[role], "effective"):
+                    value = self.parts[role].effective(frame.place(role), value)
+            found["lr_effective" if i == 0 else f"lr_effective_{i}"] = value
+        first = self.param_groups[0]
+        for part in self.parts.values():
+            for n in part.numbers().values():
+                if part.per_tensor(n):
+                    found[n.key] = torch.stack([self.state[p][n.key].to(self.device) for p in self.state]).mean()
+                elif first[n.key].dim() == 0:
+                    found[n.key] = first[n.key]
+        found |= {"steps": first["steps"], "skipped": first["skipped"]}
+        read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
+        return dict(zip(found, read.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        recipe = " x ".join(_shown(part) for part in self.parts.values())
+        groups = (
+            f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
+            + ", ".join(f"{k}={g[k]}" for k in self.defaults)
+            for i, g in enumerate(self.param_groups)
+        )
+        return "\n".join([f"{type(self).__name__} (untuned {__version__}, reference execution): {recipe}", *groups])
+
+
+def _shown(part: Part) -> str:
+    values = ", ".join(f"{f.name}={getattr(part, f.name)}" for f in dataclasses.fields(part))  # pyright: ignore[reportArgumentType]
+    return f"{part.name}({values})"
+
+
+def _listed(params: Any) -> list[Any]:
+    """Parameters as a list, so that a generator is read once; torch refuses what is not iterable, but later."""
+    if isinstance(params, torch.Tensor):
+        raise TypeError("params must be an iterable of tensors, (name, tensor) pairs or dicts, not one tensor: use [p].")
+    return list(params)
+
+
+def _read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Hyper-parameters that a decision for the whole model reads: they must be equal in all groups."""
+    frame = DryFrame(parts)
+    for role, part in parts.items():
+        if hasattr(part, "decide") and part.scope == "model":
+            sums = len(inspect.signature(part.decide).parameters) - 1
+            part.decide(frame.place(role), *(torch.ones(1, dtype=torch.float64) for _ in range(sums)))
+    return sorted(set(frame.read_keys))

@@ -1,0 +1,195 @@
+"""How a place resolves its names: on the elements of one tensor, or on the scalars of one decision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from untuned.core.buckets import Bucket, Group, local
+from untuned.core.declare import Hyper, Number, Slot
+from untuned.core.place import Frame, Place
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
+    from untuned.core.parts import Part
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def number_from(value: Any, device: torch.device) -> torch.Tensor:
+    """A number of the optimizer: float64, since it is a sum over the model and enters every element."""
+    return torch.as_tensor(value, dtype=torch.float64, device=device)
+
+
+def _hyper(group: Group, letter: Hyper) -> Any:
+    value = group[letter.key]
+    if letter.index is not None:
+        value = value[letter.index]
+    return value.double().reshape(()) if isinstance(value, torch.Tensor) else value
+
+
+class ElementFrame(Frame):
+    """One tensor (its local shard) in one sweep: loads in the arithmetic dtype, stores on `commit`."""
+
+    def __init__(self, opt: Optimizer, bucket: Bucket, i: int) -> None:
+        super().__init__(opt.parts)
+        self.opt, self.bucket, self.i = opt, bucket, i
+        self.param = bucket.params[i]
+        self.state = opt.state[self.param]
+        self.loads: dict[str, torch.Tensor] = {}
+        self.fresh: dict[str, Any] = {}
+
+    def _target(self, key: str) -> torch.Tensor:
+        return local(self.param.detach() if key == "p" else self.state[key])
+
+    def load(self, key: str) -> torch.Tensor:
+        if key not in self.loads:
+            t = self._target(key)
+            self.loads[key] = t.float() if t.dtype in LOW_PRECISION else t
+        return self.loads[key]
+
+    def _gradient(self) -> Any:
+        if "g" not in self.loads:
+            assert self.param.grad is not None
+            g = local(self.param.grad.detach())
+            g = g.float() if g.dtype in LOW_PRECISION else g
+            g = -g if self.opt.maximize else g
+            self.loads["g"] = self.part("decay").gradient(self.place("decay"), g)
+        return self.loads["g"]
+
+    def slot(self, key: str) -> Any:
+        return self.fresh[key] if key in self.fresh else self.load(key)
+
+    def number(self, part: Part, declared: Number) -> Any:
+        if part.per_tensor(declared):
+            return self.state[declared.key]
+        return self.bucket.group[declared.key].to(self.bucket.device)
+
+    def number_before(self, part: Part, declared: Number) -> Any:
+        owner = self.param if part.per_tensor(declared) else self.bucket.group["params"][0]
+        old = self.opt.before.get((owner, declared.key))
+        return self.number(part, declared) if old is None else old.to(self.bucket.device)
+
+    def hyper(self, part: Part, letter: Hyper) -> Any:
+        return _hyper(self.bucket.group, letter)
+
+    def public(self, name: str) -> Any:
+        if name == "p":
+            return self.slot("p")
+        if name == "g":
+            return self._gradient()
+        if name == "t":
+            return self.bucket.t[self.i]
+        if name == "rho":
+            return self.bucket.rho[self.i]
+        if name == "k":
+            return self.bucket.group["steps"].to(self.bucket.device)
+        return super().public(name)
+
+    def read(self, part: Part, name: str) -> Any:
+        if name == "old":
+            old = ElementFrame(self.opt, self.bucket, self.i)
+            old.loads = self.loads
+            return Place(old, part)
+        return super().read(part, name)
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        letter = part.letters.get(name)
+        if isinstance(letter, Slot):
+            self.fresh[letter.key] = value
+        elif name == "p" and part is self.parts["iterate"]:
+            self.fresh["p"] = value
+        else:
+            raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+
+    def commit(self) -> None:
+        on = self.bucket.on
+        for key, value in self.fresh.items():
+            target = self._target(key)
+            if on is not None:
+                value = torch.where(on, value, self.load(key))
+            target.copy_(value)
+
+
+class ScalarFrame(Frame):
+    """The scalars of one decision: of the model, of a group, or of all live tensors of a group as vectors."""
+
+    def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket]) -> None:
+        super().__init__(opt.parts)
+        self.opt, self.scope, self.buckets = opt, part.scope, buckets
+        self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
+        rows = {row: p for b in buckets for row, p in zip(b.rows, b.params, strict=True)}
+        self.params = [rows[row] for row in sorted(rows)]
+
+    def _vector(self, values: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([v.to(self.opt.device) for v in values])
+
+    def number(self, part: Part, declared: Number) -> Any:
+        if part.per_tensor(declared):
+            return self._vector([self.opt.state[p][declared.key] for p in self.params])
+        return self.group[declared.key]
+
+    def number_before(self, part: Part, declared: Number) -> Any:
+        if part.per_tensor(declared):
+            return self._vector([self.opt.before[p, declared.key] for p in self.params])
+        return self.opt.before[self.group["params"][0], declared.key]
+
+    def hyper(self, part: Part, letter: Hyper) -> Any:
+        return _hyper(self.group, letter)
+
+    def public(self, name: str) -> Any:
+        if name == "k":
+            return self.group["steps"]
+        if name == "loss" and self.opt.loss is not None:
+            return self.opt.loss
+        if name == "t":
+            return self._per_tensor("step").double() if self.scope == "tensor" else self.group["steps"]
+        if name == "rho" and self.scope == "tensor":
+            return self._per_tensor("rho")
+        return super().public(name)
+
+    def _per_tensor(self, key: str) -> torch.Tensor:
+        return self._vector([self.opt.state[p][key] for p in self.params])
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        declared = part.letters.get(name)
+        if not isinstance(declared, Number):
+            raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")
+        old = self.number(part, declared)
+        value = number_from(value, self.opt.device)
+        if part.per_tensor(declared):
+            # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
+            value = torch.where(self.opt.on_rows(self.buckets) & torch.isfinite(value), value, old)
+            for p, v in zip(self.params, value.unbind(), strict=True):
+                self.opt.state[p][declared.key] = v.to(p.device)
+            return
+        value = torch.where(self.opt.on_any(self.buckets) & torch.isfinite(value).all(), value, old)
+        for group in self.opt.param_groups if self.scope == "model" else [self.group]:
+            group[declared.key] = value
+
+
+class DryFrame(Frame):
+    """A decision on ones, to learn which hyper-parameters it reads: `read_keys` holds (part, key)."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        super().__init__(parts)
+        self.read_keys: list[tuple[str, str]] = []
+
+    def number(self, part: Part, declared: Number) -> Any:
+        first = getattr(part, declared.first) if isinstance(declared.first, str) else declared.first
+        return torch.ones(len(first) if isinstance(first, tuple) else 1, dtype=torch.float64)
+
+    def number_before(self, part: Part, declared: Number) -> Any:
+        return self.number(part, declared)
+
+    def hyper(self, part: Part, letter: Hyper) -> Any:
+        self.read_keys.append((part.name, letter.key))
+        return _hyper(part.hypers(), letter)
+
+    def public(self, name: str) -> Any:
+        return torch.ones(1, dtype=torch.float64)
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        if not isinstance(part.letters.get(name), Number):
+            raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")

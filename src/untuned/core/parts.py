@@ -1,0 +1,120 @@
+"""The four kinds of part. A verb is pure elementwise math on a place `x`; `decide` is scalar math on a place `c`.
+
+A part offers a verb by having it; the engine plans the sweeps from the verbs it finds. Nothing here is overridden:
+a part is abstract (these classes) or final (a method's class).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, dataclass_transform
+
+from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper, number, slot
+from untuned.core.place import Place
+
+SCOPES = ("model", "group", "tensor")
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(hyper, choice, slot, number))
+class Part(abc.ABC):
+    """Declared slots, numbers and hyper-parameters (annotated fields), and verbs.
+
+    `scope` says where `decide` runs: once for the model, once per group, or once for all tensors of a group as vectors.
+    A field of that name makes the scope an option.
+    """
+
+    gives: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    lacks: ClassVar[dict[str, str]] = {}  # capability -> why this part does not give it
+    scope = "model"
+    letters: ClassVar[dict[str, Slot | Number | Hyper]]
+    fields: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        declared: dict[str, Slot | Number | Hyper] = {}
+        for letter, value in vars(cls).items():
+            if isinstance(value, Number):
+                declared[letter] = dataclasses.replace(value, key=value.key or letter)
+            elif isinstance(value, Slot):
+                declared[letter] = value
+        dataclasses.dataclass(eq=False)(cls)
+        cls.fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        for name, field in cls.fields.items():
+            if isinstance(field.default, tuple):
+                for i in range(len(field.default)):
+                    declared[f"{name[:-1]}{i + 1}"] = Hyper(name, i)
+            if not isinstance(field.default, bool | str):
+                declared[name] = Hyper(name)
+        cls.letters = declared
+
+    def __post_init__(self) -> None:
+        for name, field in self.fields.items():
+            check(self.name, field, getattr(self, name))
+            if isinstance(field.default, tuple):
+                setattr(self, name, tuple(getattr(self, name)))
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def hypers(self) -> dict[str, Any]:
+        """The values that live in the groups; options that are True/False or words shape the method and do not."""
+        return {k: getattr(self, k) for k, f in self.fields.items() if not isinstance(f.default, bool | str)}
+
+    def slots(self) -> dict[str, Slot]:
+        return {k: v for k, v in self.letters.items() if isinstance(v, Slot)}
+
+    def numbers(self) -> dict[str, Number]:
+        return {k: v for k, v in self.letters.items() if isinstance(v, Number)}
+
+    def per_tensor(self, n: Number) -> bool:
+        return n.each or self.scope == "tensor"
+
+
+class Direction(Part):
+    """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] unit, [scale] [factor].
+
+    `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
+    the whole model. `scale(x)`: the diagonal D of u = m / D. `factor(x)`: the bias correction as one factor of the
+    step, for rules that apply it outside the direction.
+    """
+
+    @abc.abstractmethod
+    def unit(self, x: Place) -> Any: ...
+
+
+class StepSize(Part):
+    """How far to go along u. Verbs: [weight] [measure, decide] size [effective].
+
+    `weight(x) -> a, b`: the factors of g in m and of g^2 in v. `size(x) -> size, rate`: the factors of u and of the
+    weight decay. `effective(x)`: the learning rate people should see, if it is not `rate`.
+    """
+
+    @abc.abstractmethod
+    def size(self, x: Place) -> tuple[Any, Any]: ...
+
+
+class Iterate(Part):
+    """What the parameters hold; the only writer of x.p. Verbs: [measure, decide] move, [leave, enter] [effective].
+
+    `leave(x)` puts the point to evaluate into x.p, `enter(x)` the point to train from; both return the new x.p.
+    """
+
+    wants_size: ClassVar[bool] = False  # its `measure` reads x.size
+
+    @abc.abstractmethod
+    def move(self, x: Place) -> None: ...
+
+
+class WeightDecay(Part):
+    """Where weight decay enters. Verbs: gradient (x.g of all parts), apply (the plain step from w), shrink."""
+
+    @abc.abstractmethod
+    def gradient(self, x: Place, g: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def apply(self, x: Place, w: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def shrink(self, x: Place) -> Any: ...

@@ -1,0 +1,181 @@
+"""The place x: what the verbs of a part read and write, and the elementwise functions they may use.
+
+A place resolves a name in this order: the part's own letters (slots, numbers, hyper-parameters), then the public
+letters below. Letters of other parts are out of reach, so two parts may use the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from untuned.core.declare import Hyper, Number, Slot
+
+if TYPE_CHECKING:
+    from untuned.core.parts import Part
+
+
+class Place:
+    """One element position of the model as one part sees it; in `decide`, the scalars of one scope (then called c)."""
+
+    __slots__ = ("_frame", "_part")
+
+    def __init__(self, frame: Frame, part: Part) -> None:
+        object.__setattr__(self, "_frame", frame)
+        object.__setattr__(self, "_part", part)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._frame.read(self._part, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._frame.write(self._part, name, value)
+
+    def base(self, w: Any) -> Any:
+        """Where the plain step, with its weight decay, takes w."""
+        return self._frame.part("decay").apply(self._frame.place("decay"), w)
+
+
+class Frame:
+    """Resolves names for one tensor (streams and scalars) or for one `decide` (scalars only)."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
+        self._places: dict[str, Place] = {}
+
+    def part(self, role: str) -> Any:
+        return self.parts[role]
+
+    def place(self, role: str) -> Place:
+        if role not in self._places:
+            self._places[role] = Place(self, self.parts[role])
+        return self._places[role]
+
+    def read(self, part: Part, name: str) -> Any:
+        letter = part.letters.get(name)
+        if isinstance(letter, Slot):
+            return self.slot(letter.key)
+        if isinstance(letter, Number):
+            return self.number(part, letter)
+        if isinstance(letter, Hyper):
+            return self.hyper(part, letter)
+        if name in PUBLIC:
+            return PUBLIC[name](self)
+        if name.startswith("was_") and isinstance(old := part.letters.get(name[4:]), Number):
+            return self.number_before(part, old)
+        raise AttributeError(f"{part.name}: x.{name} is neither one of its letters nor one of {' '.join(PUBLIC)}.")
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        raise AttributeError(f"{part.name}: x.{name} cannot be written here.")
+
+    def slot(self, key: str) -> Any:
+        raise AttributeError(f"a scalar decision cannot read the slot {key!r}: it has one value per element.")
+
+    def number(self, part: Part, declared: Number) -> Any:
+        raise NameError(declared.key)
+
+    def number_before(self, part: Part, declared: Number) -> Any:
+        raise NameError(declared.key)
+
+    def hyper(self, part: Part, letter: Hyper) -> Any:
+        raise NameError(letter.key)
+
+    def public(self, name: str) -> Any:
+        """A letter of the engine: p, g, rho, t, k, loss, old."""
+        raise AttributeError(f"x.{name} does not exist here.")
+
+
+def _average(frame: Frame) -> Any:
+    direction = frame.part("direction")
+    if "m" in direction.letters:
+        return frame.read(direction, "m")
+    return direction.average(frame.place("direction"))
+
+
+def _verb(role: str, verb: str, item: int | None = None, default: Any = None) -> Callable[[Frame], Any]:
+    def read(frame: Frame) -> Any:
+        part = frame.part(role)
+        if not hasattr(part, verb):
+            return default
+        value = getattr(part, verb)(frame.place(role))
+        return value if item is None else value[item]
+
+    return read
+
+
+PUBLIC: dict[str, Callable[[Frame], Any]] = {
+    "p": lambda f: f.public("p"),  # the parameter
+    "g": lambda f: f.public("g"),  # its gradient, sign and coupled weight decay applied
+    "m": _average,  # the direction's average of gradients
+    "u": _verb("direction", "unit"),  # the direction; evaluated anew at every mention, since it follows fresh slots
+    "scale": _verb("direction", "scale", default=1.0),  # the diagonal D in u = m / D
+    "factor": _verb("direction", "factor", default=1.0),  # the direction's bias correction as a factor of the step
+    "keep": _verb("direction", "weight", 0),  # m <- keep m + take g
+    "take": _verb("direction", "weight", 1),
+    "a": _verb("step_size", "weight", 0, 1.0),  # the step size's factor of g in m
+    "b": _verb("step_size", "weight", 1, 1.0),  # and of g^2 in v
+    "size": _verb("step_size", "size", 0),  # factor of u in the step
+    "rate": _verb("step_size", "size", 1),  # factor of weight_decay in the step
+    "shrink": _verb("decay", "shrink"),  # what the weight decay divides the weights by
+    "bias": lambda f: f.public("rho") if getattr(f.part("direction"), "correct", False) else 1.0,
+    "rho": lambda f: f.public("rho"),  # sum of the weights in m, per tensor
+    "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
+    "k": lambda f: f.public("k"),  # steps the model has taken, from 1
+    "loss": lambda f: f.public("loss"),  # only in `decide`
+    "old": lambda f: f.public("old"),  # the same place with the slots as they were before this sweep
+}
+
+
+# ---------------------------------------------------------------- elementwise functions, on floats and on tensors
+
+
+def _as_tensors(*values: Any) -> list[torch.Tensor]:
+    like = max((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()), key=torch.Tensor.dim)
+    return [v if isinstance(v, torch.Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in values]
+
+
+def _any_tensor(*values: Any) -> bool:
+    return any(isinstance(v, torch.Tensor) for v in values)
+
+
+def sqrt(q: Any) -> Any:
+    return torch.sqrt(q) if _any_tensor(q) else math.sqrt(q)
+
+
+def minimum(q: Any, r: Any) -> Any:
+    return torch.minimum(*_as_tensors(q, r)) if _any_tensor(q, r) else min(q, r)
+
+
+def maximum(q: Any, r: Any) -> Any:
+    return torch.maximum(*_as_tensors(q, r)) if _any_tensor(q, r) else max(q, r)
+
+
+def where(condition: Any, q: Any, r: Any) -> Any:
+    if not _any_tensor(condition):
+        return q if condition else r
+    if not _any_tensor(q, r):
+        return torch.where(condition, *(torch.full((), float(v), dtype=torch.float64, device=condition.device) for v in (q, r)))
+    return torch.where(condition, *_as_tensors(q, r))
+
+
+def dot(q: Any, r: Any) -> Any:
+    """The summand of <q, r>: what a verb returns is summed over the model by the engine."""
+    return q * r
+
+
+def norm1(q: Any) -> Any:
+    """The summand of the 1-norm."""
+    return abs(q)
+
+
+class Each:
+    """A summand whose sums stay apart, one per tensor."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def each(summand: Any) -> Each:
+    return Each(summand)

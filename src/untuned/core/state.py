@@ -1,0 +1,164 @@
+"""Slots and numbers: their creation, their dtypes and devices, and loading them as they were declared.
+
+Every tensor is keyed by a parameter or lives in a group, so that `torch.save`, `weights_only=True` and
+`torch.distributed.checkpoint` take it. torch casts what it loads to the parameter's dtype; `restore` undoes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from untuned.core.buckets import Bucket, Group
+from untuned.core.declare import Number, Slot
+from untuned.core.frames import LOW_PRECISION, number_from
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
+
+
+def _slots(opt: Optimizer) -> dict[str, Slot]:
+    return {s.key: s for part in opt.parts.values() for s in part.slots().values()}
+
+
+def _numbers(opt: Optimizer, per_tensor: bool) -> Iterator[tuple[Any, Number]]:
+    for part in opt.parts.values():
+        for n in part.numbers().values():
+            if part.per_tensor(n) == per_tensor:
+                yield part, n
+
+
+def slot_dtype(opt: Optimizer, p: torch.Tensor) -> torch.dtype:
+    return opt.slot_dtype or (torch.float32 if p.dtype in LOW_PRECISION else p.dtype)
+
+
+def _first(group: Group, n: Number, device: torch.device) -> torch.Tensor:
+    return number_from(group[n.first] if isinstance(n.first, str) else n.first, device)
+
+
+def create_numbers(opt: Optimizer, group: Group) -> None:
+    """The numbers of a new group: those of the model are shared with the first group."""
+    first = opt.param_groups[0]
+    for key in ("steps", "skipped"):
+        group[key] = first.get(key, number_from(0.0, opt.device))
+    for part, n in _numbers(opt, per_tensor=False):
+        shared = part.scope == "model" and n.key in first
+        group[n.key] = first[n.key] if shared else _first(group, n, opt.device)
+
+
+def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
+    held: dict[str, torch.Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
+    if opt.corrects:
+        held["rho"] = number_from(0.0, p.device)
+    for key in _slots(opt):
+        held[key] = torch.zeros_like(p.detach(), dtype=slot_dtype(opt, p))
+    for _, n in _numbers(opt, per_tensor=True):
+        held[n.key] = _first(group, n, p.device)
+    opt.state[p] = held
+
+
+def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
+    """Start points are taken when the first step begins, because weights are often loaded after construction."""
+    for key, s in _slots(opt).items():
+        if s.start == "start":
+            opt.state[p][key].copy_(p.detach())
+
+
+def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
+    """Move the state of a parameter that was moved or converted after the optimizer was built."""
+    held, dtype = opt.state[p], slot_dtype(opt, p)
+    keys = _slots(opt)
+    if held["step"].device != p.device:
+        for key in held:
+            held[key] = held[key].to(p.device)
+        for group in opt.param_groups:
+            for key, value in group.items():
+                if isinstance(value, torch.Tensor) and key in _number_keys(opt):
+                    group[key] = value.to(opt.device)
+    for key in keys:
+        if held[key].dtype != dtype:
+            held[key] = held[key].to(dtype)
+
+
+def _number_keys(opt: Optimizer) -> set[str]:
+    return {"steps", "skipped"} | {n.key for _, n in _numbers(opt, per_tensor=False)}
+
+
+def remember_numbers(opt: Optimizer, buckets: list[Bucket]) -> None:
+    """Numbers are replaced, never mutated: keeping the old ones for x.was_... costs nothing."""
+    for _, n in _numbers(opt, per_tensor=False):
+        for group in opt.param_groups:
+            opt.before[group["params"][0], n.key] = group[n.key]
+    for _, n in _numbers(opt, per_tensor=True):
+        for p in chain.from_iterable(b.params for b in buckets):
+            opt.before[p, n.key] = opt.state[p][n.key]
+
+
+def tie_numbers(opt: Optimizer) -> None:
+    """Make the numbers of the model one object again, after loading or copying gave each group its own."""
+    first = opt.param_groups[0]
+    shared = {"steps", "skipped"} | {n.key for part, n in _numbers(opt, per_tensor=False) if part.scope == "model"}
+    for group in opt.param_groups:
+        for key in _number_keys(opt):
+            source = first if key in shared else group
+            if key in source:
+                group[key] = number_from(source[key], opt.device)
+    for key in shared & first.keys():
+        for group in opt.param_groups:
+            group[key] = first[key]
+
+
+def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another method before anything is loaded."""
+    name = type(opt).__name__
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{name}: a state dict has the keys 'state' and 'param_groups'; this one has not.")
+    wanted = set(_slots(opt)) | {n.key for _, n in _numbers(opt, per_tensor=True)} | {"step"}
+    for i, p in _saved_parameters(opt, state_dict):
+        held = state_dict["state"].get(i)
+        if held is None:
+            continue
+        if missing := sorted(wanted - held.keys()):
+            raise ValueError(
+                f"{name}: this checkpoint has no {missing[0]!r} for parameter {i}: another method saved it. "
+                f"Load it into the optimizer that saved it."
+            )
+        for key in _slots(opt):
+            if tuple(held[key].shape) != tuple(p.shape):
+                raise ValueError(
+                    f"{name}: {key!r} of parameter {i} has shape {tuple(held[key].shape)} in this checkpoint, the "
+                    f"parameter has {tuple(p.shape)}. Build the optimizer on the model that was saved."
+                )
+
+
+def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Any, torch.Tensor]]:
+    saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
+    return zip(saved, chain.from_iterable(g["params"] for g in opt.param_groups), strict=False)
+
+
+def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Give every loaded tensor its declared dtype, and storage of its own; fill in what older versions did not save."""
+    slots = _slots(opt)
+    for group in opt.param_groups:
+        for key, default in opt.defaults.items():
+            group.setdefault(key, default)
+        group.setdefault("training", True)
+        for part, n in _numbers(opt, per_tensor=False):
+            if n.key not in group:
+                group[n.key] = _first(group, n, opt.device)
+    for i, p in _saved_parameters(opt, state_dict):
+        held = state_dict["state"].get(i)
+        if held is None:
+            continue
+        for key, value in held.items():
+            if isinstance(value, torch.Tensor):
+                dtype = slot_dtype(opt, p) if key in slots else torch.float32 if key == "step" else torch.float64
+                opt.state[p][key] = value.detach().to(device=p.device, dtype=dtype, copy=True)
+    for group in opt.param_groups:
+        for p in group["params"]:
+            if "step" not in opt.state[p]:
+                create_slots(opt, p, group)
+    tie_numbers(opt)

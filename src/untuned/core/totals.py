@@ -1,0 +1,61 @@
+"""Sums over buckets, shards and ranks: every element of the model counted exactly once, the same result on all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from untuned.core.buckets import Bucket, local
+
+
+def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Rows of sums, one per live tensor in canonical order, from one block [tensors, sums] per bucket.
+
+    One packed collective per sharding domain; within a bucket the tensors of all ranks are the same, in the same order.
+    """
+    by_domain: dict[tuple[Any, ...], list[int]] = {}
+    for i, bucket in enumerate(buckets):
+        by_domain.setdefault(bucket.domain, []).append(i)
+    for domain, members in by_domain.items():
+        if domain:
+            packed = torch.cat([blocks[i] for i in members])
+            for group in domain:
+                dist.all_reduce(packed, group=group)
+            for i, part in zip(members, packed.split([len(blocks[i]) for i in members]), strict=True):
+                blocks[i] = part
+    return in_order(buckets, [block.to(device) for block in blocks])
+
+
+def in_order(buckets: list[Bucket], blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Blocks of rows, one per bucket, as one table in the canonical order of the live tensors."""
+    rows = torch.cat(blocks)
+    order = [row for bucket in buckets for row in bucket.rows]
+    if order != sorted(order):
+        rows = rows[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=rows.device)]
+    return rows
+
+
+def finite(buckets: list[Bucket], device: torch.device) -> torch.Tensor:
+    """Whether every gradient element of the model is finite, as a 0-dim bool tensor."""
+    blocks: list[torch.Tensor] = []
+    for bucket in buckets:
+        grads = [local(p.grad) for p in bucket.params if p.grad is not None]
+        grads = [g for g in grads if g.numel()]
+        bad = torch.zeros((1, 1), dtype=torch.float64, device=bucket.device)
+        if grads:
+            largest = torch.stack([n.double() for n in torch._foreach_norm(grads, float("inf"))])
+            bad += (~torch.isfinite(largest)).any()
+        blocks.append(bad.expand(len(bucket.params), 1).contiguous())
+    return (gather(buckets, blocks, device) == 0).all()
+
+
+def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
+    """The mean of every rank's loss. `group` is a process group, "world" (all ranks, if there are any) or None (off)."""
+    if group is None or not (dist.is_available() and dist.is_initialized()):
+        return loss
+    group = dist.group.WORLD if group == "world" else group
+    total = loss.clone()
+    dist.all_reduce(total, group=group)
+    return total / dist.get_world_size(group)

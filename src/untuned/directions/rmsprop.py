@@ -1,0 +1,40 @@
+"""The gradient over its root mean square."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, slot
+from untuned.core.parts import Direction
+from untuned.core.place import Place, sqrt
+
+
+class RMSProp(Direction):
+    """Adam without its first moment: Tieleman and Hinton 2012, with Adam's bias correction (arXiv 1412.6980).
+
+        v <- beta2 v + (1 - beta2) b g^2
+        u  = a g / (sqrt(v / (1 - beta2^t)) + sqrt(b) eps)
+
+    The direction inside Schedule-Free AdamW, whose iterate does the averaging. Differs from torch.optim.RMSprop in the
+    bias correction. Slots: 1.
+    """
+
+    beta2: float = hyper(0.999, "[0, 1)")
+    eps: float = hyper(1e-8, "[0, inf)")
+    gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
+    v = slot("exp_avg_sq")
+
+    def weight(self, x: Place) -> tuple[Any, Any]:
+        return 0.0, 1.0
+
+    def average(self, x: Place) -> Any:
+        return x.a * x.g
+
+    def accumulate(self, x: Place) -> None:
+        x.v = x.beta2 * x.v + (1 - x.beta2) * x.b * x.g * x.g
+
+    def scale(self, x: Place) -> Any:
+        return sqrt(x.v / (1 - x.beta2**x.t)) + sqrt(x.b) * x.eps
+
+    def unit(self, x: Place) -> Any:
+        return x.a * x.g / x.scale

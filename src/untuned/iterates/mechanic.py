@@ -1,0 +1,60 @@
+"""Mechanic: a learned scale of the whole displacement."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number, slot
+from untuned.core.parts import Iterate
+from untuned.core.place import Place, dot, maximum, sqrt
+
+
+class Mechanic(Iterate):
+    """Mechanic: arXiv 2306.00144, Algorithm 1 as in the authors' PyTorch code.
+
+    y is where the plain step would take x, D the sum of all plain steps y - x so far, ref the starting point, and n
+    bettors with decays beta_i wager on h, the loss of one more unit of D; everything runs over the whole model:
+
+        h = <g, D> + s_decay S |g| / (|y| + eps) <y, D>
+        m <- max(beta m, |h|);   v <- beta^2 v + h^2;   W <- max(beta W - s h, 0)            per bettor
+        s <- (s_init m / n + W) / (sqrt(v) + eps);   S = sum of s
+        D <- D + y - x;   x <- ref + S D
+
+    Differs from the authors' PyTorch code in that: D is stored instead of recomputed as (x - ref) / S, which divides
+    rounding errors by S; closures, groups, add_param_group and checkpoints work. An lr schedule acts on future steps
+    only, since S scales all of D. Any direction and step size. Sweeps: 2, and one more if the step size measures too.
+    Slots: 2.
+    """
+
+    s_decay: float = hyper(1e-2, "[0, inf)")
+    s_init: float = hyper(1e-8, "(0, inf)")
+    decays: tuple[float, ...] = hyper((0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), "[0, 1)")
+    gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
+    wants_size: ClassVar[bool] = True
+    ref = slot("ref", start="start")
+    D = slot("delta")
+    beta = number("decays", key="mechanic_beta")
+    s = number((0.0,) * 6, key="mechanic_s")
+    m = number((1e-6,) * 6, key="mechanic_m")
+    v = number((0.0,) * 6, key="mechanic_v")
+    W = number((0.0,) * 6, key="mechanic_wealth")
+    S = number(0.0, key="mechanic_S")
+
+    def measure(self, x: Place) -> tuple[Any, ...]:
+        y = x.base(x.p)
+        return dot(x.g, x.D), dot(y, x.D), dot(x.g, x.g), dot(y, y)
+
+    def decide(self, c: Place, gD: Any, yD: Any, gg: Any, yy: Any) -> None:
+        h = gD + c.s_decay * c.S * sqrt(gg) / (sqrt(yy) + 1e-8) * yD
+        c.m = maximum(c.beta * c.m, abs(h))
+        c.v = c.beta * c.beta * c.v + h * h
+        c.W = maximum(c.beta * c.W - c.s * h, 0.0)
+        c.s = (c.s_init * c.m / len(c.m) + c.W) / (sqrt(c.v) + 1e-8)
+        c.S = c.s.sum()
+
+    def move(self, x: Place) -> None:
+        x.D = x.D + (x.base(x.p) - x.p)
+        x.p = x.ref + x.S * x.D
+
+    def effective(self, x: Place, rate: Any) -> Any:
+        return x.S * rate

@@ -1,0 +1,13 @@
+"""The plain iterate."""
+
+from __future__ import annotations
+
+from untuned.core.parts import Iterate
+from untuned.core.place import Place
+
+
+class Plain(Iterate):
+    """p <- the plain step from p. Slots: none."""
+
+    def move(self, x: Place) -> None:
+        x.p = x.base(x.p)

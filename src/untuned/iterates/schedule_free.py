@@ -1,0 +1,50 @@
+"""Schedule-Free: averaging in place of a schedule."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number, slot
+from untuned.core.parts import Iterate
+from untuned.core.place import Place, maximum, where
+
+
+class ScheduleFree(Iterate):
+    """Schedule-Free learning: arXiv 2405.15682, Algorithm 1 with the weights of the released package.
+
+        y = (1 - beta) z + beta x                        gradients are taken at y, which p holds while training
+        z <- the plain step from z
+        c  = w / sum of all w,   w = t^r (largest rate so far)^weight_lr_power
+        x <- (1 - c) x + c z                             the averaged point, which p holds after eval()
+
+    Stored are z and y; x = (y - (1 - beta) z) / beta. Differs from the released package in that: it starts in training
+    mode; the weights' sum is kept per tensor, so that a tensor which joins late is averaged from its own first step;
+    weights and gradients are left as they are. Any direction and step size. Slots: 1, and three numbers per tensor.
+    """
+
+    beta: float = hyper(0.9, "(0, 1)")
+    r: float = hyper(0.0, "[0, inf)")
+    weight_lr_power: float = hyper(2.0, "[0, inf)")
+    gives: ClassVar[frozenset[str]] = frozenset({"modes"})
+    scope = "tensor"
+    z = slot("z", start="start")
+    largest = number(0.0, key="lr_max")
+    total = number(0.0, key="weight_sum")
+    ck = number(0.0, key="ckp1")
+
+    def decide(self, c: Place) -> None:
+        c.largest = maximum(c.largest, c.rate)
+        w = c.t**c.r * c.largest**c.weight_lr_power
+        c.total = c.total + w
+        c.ck = where(c.total > 0, w / c.total, 0.0)
+
+    def move(self, x: Place) -> None:
+        z = x.base(x.z)
+        x.p = (1 - x.beta + x.beta * x.ck) * z + (1 - x.ck) * (x.p - (1 - x.beta) * x.z)
+        x.z = z
+
+    def leave(self, x: Place) -> None:
+        x.p = x.p + (1 - 1 / x.beta) * (x.z - x.p)
+
+    def enter(self, x: Place) -> None:
+        x.p = x.p + (1 - x.beta) * (x.z - x.p)

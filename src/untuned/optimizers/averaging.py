@@ -1,0 +1,148 @@
+"""Methods that change what the parameters hold."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from untuned import directions
+from untuned.core.engine import EngineOptions, Optimizer
+from untuned.directions import Gradient, Momentum, RMSProp
+from untuned.iterates import Mechanic, ScheduleFree
+from untuned.step_sizes import Fixed, WarmedUp
+from untuned.weight_decay import Coupled, Decoupled
+
+
+class SGDScheduleFree(Optimizer):
+    """Schedule-Free SGD: arXiv 2405.15682, Algorithm 1, signature of schedulefree.
+
+    lr is 10 to 50 times that of SGD with momentum. Call `eval()` before evaluating or saving weights for use, `train()`
+    before training on. The mathematics, and what differs from the released package, stand in
+    `untuned.iterates.ScheduleFree`; weight decay acts at the training point. Sweeps: 1. Slots: 1.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.SGDScheduleFree([w], lr=1.0)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     (w**2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> with optimizer.averaged_parameters():
+    ...     averaged = w.item()
+    >>> 0 <= averaged < 0.5
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        iterate = ScheduleFree(momentum, r, weight_lr_power)
+        super().__init__(params, Gradient(), WarmedUp(lr, warmup_steps), iterate, Coupled(weight_decay), **engine)
+
+
+class AdamWScheduleFree(Optimizer):
+    """Schedule-Free AdamW: arXiv 2405.15682, signature of schedulefree.
+
+    lr is 1 to 10 times that of AdamW; betas[0] is the averaging between z and x, not a momentum. Call `eval()` before
+    evaluating or saving weights for use, `train()` before training on. The mathematics, and what differs from the
+    released package, stand in `untuned.iterates.ScheduleFree`; weight decay acts at the training point. Sweeps: 1.
+    Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.AdamWScheduleFree([w], lr=0.5)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()                                  # the first average is the first step
+    >>> round(w.item(), 6)
+    3.5
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        beta, beta2 = directions.Adam(betas, eps).betas
+        iterate = ScheduleFree(beta, r, weight_lr_power)
+        rule = WarmedUp(lr, warmup_steps)
+        super().__init__(params, RMSProp(beta2, eps), rule, iterate, Decoupled(weight_decay), **engine)
+
+
+class MechanicSGD(Optimizer):
+    """Mechanic around SGD with momentum: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
+
+    lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
+    the authors' code, stand in `untuned.iterates.Mechanic`. Around anything else: `untuned.compose(iterate=Mechanic())`.
+    Sweeps: 2. Slots: 3.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = untuned.MechanicSGD([w])
+    >>> for _ in range(200):
+    ...     optimizer.zero_grad()
+    ...     loss = (w - torch.tensor([1.0, 2.0])).square().sum()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> loss.item() < 1.0                                 # from 5.0
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        s_decay: float = 1e-2,
+        s_init: float = 1e-8,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = Momentum(momentum) if momentum else Gradient()
+        super().__init__(params, direction, Fixed(lr), Mechanic(s_decay, s_init), Coupled(weight_decay), **engine)
+
+
+class MechanicAdamW(Optimizer):
+    """Mechanic around AdamW: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
+
+    lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
+    the authors' code, stand in `untuned.iterates.Mechanic`. Sweeps: 2. Slots: 4.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = untuned.MechanicAdamW([w])
+    >>> for _ in range(200):
+    ...     optimizer.zero_grad()
+    ...     loss = (w - torch.tensor([1.0, 2.0])).square().sum()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> loss.item() < 1.0                                 # from 5.0
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        s_decay: float = 1e-2,
+        s_init: float = 1e-8,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = directions.Adam(betas, eps)
+        super().__init__(params, direction, Fixed(lr), Mechanic(s_decay, s_init), Decoupled(weight_decay), **engine)

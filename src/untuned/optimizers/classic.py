@@ -1,0 +1,190 @@
+"""Methods with a learning rate of the user's: the baselines, and the directions of their own."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from untuned import directions
+from untuned.core.engine import EngineOptions, Optimizer
+from untuned.directions import Gradient, Momentum
+from untuned.iterates import Plain
+from untuned.step_sizes import Fixed
+from untuned.weight_decay import Coupled, Decoupled
+
+Betas = tuple[float, float]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum, dampening and Nesterov's form as in `torch.optim.SGD`.
+
+    m <- momentum m + (1 - dampening) g;  p <- p - lr m;  weight decay is coupled.  Polyak 1964; Nesterov 1983.
+    Differs from torch.optim.SGD in nothing but the weights of a tensor whose first gradient comes late (see
+    `untuned.directions.Momentum`). Sweeps: 1. Slots: 1, none without momentum.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.SGD([w], lr=0.5)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()
+    >>> w.item()
+    2.0
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = Momentum(momentum, dampening, nesterov) if momentum else Gradient()
+        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
+
+
+class Adam(Optimizer):
+    """Adam with coupled weight decay: arXiv 1412.6980, Algorithm 1, as `torch.optim.Adam`.
+
+    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  p <- p - lr m_hat / (sqrt(v_hat) + eps)
+    Differs from the reference implementation in nothing. Sweeps: 1. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.Adam([w], lr=0.5)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> round(w.item(), 6)
+    3.5
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        super().__init__(params, directions.Adam(betas, eps), Fixed(lr), Plain(), Coupled(weight_decay), **engine)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: arXiv 1711.05101, Algorithm 2, as `torch.optim.AdamW`.
+
+    p <- p - lr weight_decay p - lr m_hat / (sqrt(v_hat) + eps)
+    Differs from the reference implementation in nothing. Sweeps: 1. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.AdamW([w], lr=0.5, weight_decay=0.1)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> round(w.item(), 6)
+    3.3
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        super().__init__(params, directions.Adam(betas, eps), Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
+
+
+class TAM(Optimizer):
+    """Torque-Aware Momentum: arXiv 2412.18790.
+
+    s <- decay s + (1 - decay) cos(m, g);  m <- momentum m + (floor + (1 + s) / 2) g;  p <- p - lr m
+    One cosine per tensor, or of a wider `scope`: see `untuned.directions.TAM`, also for what differs from other
+    implementations. Weight decay is coupled. Sweeps: 2. Slots: 1.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.TAM([w], lr=0.5)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()                                  # half a step of heavy ball: no cosine yet
+    >>> round(w.item(), 6)
+    3.0
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        decay: float = 0.9,
+        weight_decay: float = 0.0,
+        floor: float = 1e-8,
+        scope: str = "tensor",
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = directions.TAM(momentum, decay, floor, scope)
+        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
+
+
+class AdaTAM(Optimizer):
+    """Torque-Aware Momentum in Adam, weight decay coupled: arXiv 2412.18790.
+
+    p <- p - lr m / (sqrt(v) + eps), m and v uncorrected: steps are 5 to 16 times Adam's at the same lr. See
+    `untuned.directions.AdaTAM`, also for what differs from other implementations. Sweeps: 2. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.AdaTAM([w], lr=0.1)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()                                  # 0.1 * 0.5 g / sqrt(0.001 g^2)
+    >>> round(w.item(), 4)
+    2.4189
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: Betas = (0.9, 0.999),
+        decay: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        floor: float = 1e-8,
+        scope: str = "tensor",
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = directions.AdaTAM(betas, decay, floor, eps, scope)
+        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
+
+
+class AdaTAMW(Optimizer):
+    """AdaTAM with decoupled weight decay: arXiv 2412.18790.
+
+    p <- p - lr weight_decay p - lr m / (sqrt(v) + eps); otherwise as `AdaTAM`. Sweeps: 2. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.AdaTAMW([w], lr=0.1, weight_decay=0.1)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()
+    >>> round(w.item(), 4)
+    2.3789
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: Betas = (0.9, 0.999),
+        decay: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        floor: float = 1e-8,
+        scope: str = "tensor",
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = directions.AdaTAM(betas, decay, floor, eps, scope)
+        super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)

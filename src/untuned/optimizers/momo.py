@@ -1,0 +1,79 @@
+"""Methods that set the step from the loss."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from untuned import directions, step_sizes
+from untuned.core.engine import EngineOptions, Optimizer
+from untuned.directions import Momentum
+from untuned.iterates import Plain
+from untuned.weight_decay import Decoupled, Proximal
+
+
+class MoMo(Optimizer):
+    """Momentum with a model-based adaptive step: arXiv 2305.07583, Algorithm 1, signature of momo-opt.
+
+    lr caps the step (1 is the authors' advice); lb is a known lower bound of the loss; `use_fstar=True` (MoMo*)
+    estimates it, not below lb; beta averages. `bias_correction=False` starts the averages at their first sample.
+    Weight decay is proximal and scales with lr, not with the adapted step. The mathematics, and what differs from the
+    reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 1.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> optimizer = untuned.MoMo([w], lr=100.0, beta=0.0)
+    >>> loss = (w**2).sum()
+    >>> loss.backward()
+    >>> _ = optimizer.step(loss=loss)                     # on a parabola with minimum 0 every step halves w
+    >>> w.tolist()
+    [0.5, 1.0]
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        beta: float = 0.9,
+        lb: float = 0.0,
+        bias_correction: bool = False,
+        use_fstar: bool = False,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction = Momentum(beta, dampening=beta, correct=bias_correction)
+        rule = step_sizes.MoMo(lr, lb, online=use_fstar)
+        super().__init__(params, direction, rule, Plain(), Proximal(weight_decay), **engine)
+
+
+class MoMoAdam(Optimizer):
+    """MoMo with Adam's preconditioner: arXiv 2305.07583, Algorithm 2, signature of momo-opt.
+
+    lr caps Adam's step; lb is a known lower bound of the loss; `use_fstar=True` (MoMo-Adam*) estimates it.
+    `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what differs from
+    the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> optimizer = untuned.MoMoAdam([w], lr=100.0)       # a hundred times too large for Adam
+    >>> loss = (w**2).sum()
+    >>> loss.backward()
+    >>> _ = optimizer.step(loss=loss)
+    >>> [round(v, 4) for v in w.tolist()]                 # 5 / (2 + 4), for both coordinates
+    [0.1667, 1.1667]
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        lb: float = 0.0,
+        divide: bool = True,
+        use_fstar: bool = False,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        decay = Proximal(weight_decay) if divide else Decoupled(weight_decay)
+        rule = step_sizes.MoMo(lr, lb, online=use_fstar)
+        super().__init__(params, directions.Adam(betas, eps), rule, Plain(), decay, **engine)

@@ -1,0 +1,95 @@
+"""Methods by name, for configuration files and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from typing import Any
+
+import torch
+
+from untuned import optimizers
+from untuned.core.engine import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method: its class, a line about it, and where it comes from."""
+
+    name: str
+    optimizer: type[Optimizer]
+    summary: str
+    paper: str
+
+    @property
+    def lr(self) -> float:
+        """The default learning rate of the class."""
+        return inspect.signature(self.optimizer).parameters["lr"].default
+
+
+_METHODS = {
+    m.name: m
+    for m in (
+        Method("sgd", optimizers.SGD, "gradient descent, with momentum as an option", "Polyak 1964"),
+        Method("adam", optimizers.Adam, "Adam, coupled weight decay", "arXiv 1412.6980"),
+        Method("adamw", optimizers.AdamW, "Adam, decoupled weight decay", "arXiv 1711.05101"),
+        Method("momo", optimizers.MoMo, "momentum, step from the loss, capped by lr", "arXiv 2305.07583"),
+        Method("momo_adam", optimizers.MoMoAdam, "Adam, step from the loss, capped by lr", "arXiv 2305.07583"),
+        Method("prodigy", optimizers.Prodigy, "Adam, distance to the solution estimated", "arXiv 2306.06101"),
+        Method("dadapt_adam", optimizers.DAdaptAdam, "Adam, distance estimated by D-Adaptation", "arXiv 2301.07733"),
+        Method("mechanic_sgd", optimizers.MechanicSGD, "momentum, scale of the displacement learned", "arXiv 2306.00144"),
+        Method("mechanic_adamw", optimizers.MechanicAdamW, "AdamW, scale of the displacement learned", "arXiv 2306.00144"),
+        Method("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
+        Method("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
+        Method("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),
+        Method("schedule_free_sgd", optimizers.SGDScheduleFree, "SGD, averaging in place of a schedule", "arXiv 2405.15682"),
+        Method("schedule_free_adamw", optimizers.AdamWScheduleFree, "AdamW, averaging in place of a schedule", "arXiv 2405.15682"),
+    )
+}
+
+
+def names() -> list[str]:
+    """The names of all methods, in alphabetical order."""
+    return sorted(_METHODS)
+
+
+def get(name: str) -> Method:
+    """The method of that name; raises `ValueError` with the nearest names otherwise."""
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, n=3) or names()
+        raise ValueError(f"no method is called {name!r}; did you mean {', '.join(near)}? `untuned list` shows all.")
+    return _METHODS[name]
+
+
+def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
+    """The optimizer called `name` with `options` of its class.
+
+    Given a module, parameters with fewer than two dimensions (biases and norm weights) are put in a group without
+    weight decay, if `options` asks for any; parameters that need no gradient are left out. Given parameters or groups,
+    these are used as they are.
+
+    >>> import torch, untuned
+    >>> model = torch.nn.Linear(3, 2)
+    >>> optimizer = untuned.create(model, "adamw", lr=1e-3, weight_decay=0.1)
+    >>> [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups]
+    [(1, 0.1), (1, 0.0)]
+    """
+    method = get(name)
+    known = set(inspect.signature(method.optimizer).parameters) - {"params", "engine"} | _ENGINE_OPTIONS
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=3) or sorted(known)
+            raise TypeError(f"{name} has no option {option!r}; did you mean {', '.join(near)}?")
+    params = model_or_params
+    if isinstance(model_or_params, torch.nn.Module):
+        params = [(n, p) for n, p in model_or_params.named_parameters() if p.requires_grad]
+        if options.get("weight_decay", 0.0) != 0.0:
+            decayed = [(n, p) for n, p in params if p.dim() >= 2]
+            kept = [(n, p) for n, p in params if p.dim() < 2]
+            groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+            params = [g for g in groups if g["params"]]
+    return method.optimizer(params, **options)
+
+
+_ENGINE_OPTIONS = {"maximize", "skip_nonfinite", "slot_dtype", "loss_group"}

@@ -1,0 +1,55 @@
+"""D-Adaptation for scaled directions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number, slot
+from untuned.core.parts import StepSize
+from untuned.core.place import Place, dot, maximum, minimum, norm1, where
+
+
+class DAdaptation(StepSize):
+    """D-Adaptation: arXiv 2301.07733, the Adam form of the released package (its version 3).
+
+    The direction's first average takes h g with h = d lr, times the direction's `factor` if `bias_correction`; D is its
+    scale, and |s|_1 and <., .> run over the whole model:
+
+        r <- beta r + (1 - beta) h <g, s / D>                 s and D from before this step
+        s <- beta s + (1 - beta) h g
+        d_hat = r / ((1 - beta) |s|_1)                        no change while s = 0
+        d <- max(d, min(d_hat, d growth_rate))
+        x <- x - u                                            lr and d are inside u
+
+    Differs from the released package in that: every group may have its own lr; lr 0 freezes; a zero gradient still
+    counts as a step. Needs the direction's `diagonal` and `weighted`. Sweeps: 2. Slots: 1.
+    """
+
+    lr: float = hyper(1.0, "[0, inf)")
+    d0: float = hyper(1e-6, "(0, inf)")
+    growth_rate: float = hyper(float("inf"), "[1, inf]")
+    beta: float = hyper(0.999**0.5, "[0, 1)")
+    bias_correction: bool = False
+    needs: ClassVar[frozenset[str]] = frozenset({"weighted", "diagonal"})
+    s = slot("s")
+    d = number("d0")
+    r = number(0.0, key="numerator_weighted")
+
+    def _step(self, x: Place, d: Any) -> Any:
+        return d * x.lr * (x.factor if self.bias_correction else 1.0)
+
+    def weight(self, x: Place) -> tuple[Any, Any]:
+        return self._step(x, x.d), 1.0
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        agreement = x.a * dot(x.g, x.s / x.old.scale)
+        x.s = x.beta * x.s + (1 - x.beta) * x.a * x.g
+        return agreement, norm1(x.s)
+
+    def decide(self, c: Place, agreement: Any, s1: Any) -> None:
+        c.r = c.beta * c.r + (1 - c.beta) * agreement
+        d_hat = where(s1 > 0, c.r / ((1 - c.beta) * s1), c.d)
+        c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return 1.0 if self.bias_correction else 1 / x.bias, self._step(x, x.was_d)

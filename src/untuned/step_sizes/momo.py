@@ -1,0 +1,63 @@
+"""MoMo: a Polyak step on a momentum model of the loss."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number
+from untuned.core.parts import StepSize
+from untuned.core.place import Place, dot, each, maximum, minimum, where
+
+
+class MoMo(StepSize):
+    """MoMo: arXiv 2305.07583, Algorithm 1, exact for groups of different lr and weight decay.
+
+    m, F and G average the gradients, the losses and <g, x> with the direction's weights, whose sum is rho. The model of
+    the loss, F - G + <m, y>, is cut off below at rho L and minimised with a proximal step; D is the direction's scale:
+
+        gap   = F - G + sum <m, x> / shrink - rho L            shrink = 1 + lr weight_decay, per group
+        theta = min(max(gap, 0) / sum (lr / shrink) <m, m / D>,  1 / rho)          0 where the sum is 0
+        x    <- (x - theta lr m / D) / shrink
+
+    so lr is the cap of the step. L is the known bound `lb`, or with `online=True` (MoMo*) an estimate not below `lb`:
+    halved towards the model before the step where the model lies below it, then
+
+        L <- max((F - G + sum <m, x> - theta/2 sum lr <m, m / D>) / rho, lb)
+
+    Differs from the reference implementation in that: several groups minimise one model (there, one per group);
+    a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; G is kept per tensor,
+    so that tensors without a gradient leave the model; everything is in the state dict. Needs the loss and the
+    direction's `average`. Sweeps: 2. Slots: none, and one number per tensor.
+    """
+
+    lr: float = hyper(1.0, "[0, inf)")
+    lb: float = hyper(0.0, "(-inf, inf)")
+    online: bool = False
+    needs: ClassVar[frozenset[str]] = frozenset({"loss", "average"})
+    F = number(0.0, key="loss_avg")
+    G = number(0.0, key="gx_avg", each=True)
+    rho = number(0.0, key="weights")
+    L = number("lb", key="lower_bound")
+    theta = number(0.0, key="theta")
+
+    def measure(self, x: Place) -> tuple[Any, ...]:
+        along = x.lr * dot(x.m, x.u)
+        return each(dot(x.g, x.p)), dot(x.m, x.p), dot(x.m, x.p) / x.shrink, along, along / x.shrink
+
+    def decide(self, c: Place, gx: Any, mx: Any, mx_shrunk: Any, mu: Any, mu_shrunk: Any) -> None:
+        c.rho = c.keep * c.rho + c.take
+        c.F = c.keep * c.F + c.take * c.loss
+        c.G = c.keep * c.G + c.take * gx
+        model = c.F - c.G.sum() + mx_shrunk
+        if self.online:
+            c.L = where(model < c.rho * c.L, maximum(model / (2 * c.rho), c.lb), c.L)
+        gap = maximum(model - c.rho * c.L, 0.0)
+        c.theta = where(mu_shrunk > 0, minimum(gap / mu_shrunk, 1 / c.rho), 0.0)
+        if self.online:
+            c.L = maximum((c.F - c.G.sum() + mx - c.theta / 2 * mu) / c.rho, c.lb)
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return x.theta * x.lr, x.lr
+
+    def effective(self, x: Place, rate: Any) -> Any:
+        return x.theta * x.rho * x.lr

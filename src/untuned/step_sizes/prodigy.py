@@ -1,0 +1,62 @@
+"""Prodigy: the distance to the solution, estimated while training."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number, slot
+from untuned.core.parts import StepSize
+from untuned.core.place import Place, dot, maximum, minimum, norm1, where
+
+
+class Prodigy(StepSize):
+    """Prodigy: arXiv 2306.06101, Algorithm 4, with the options of the released package.
+
+    The direction's averages take d g and d^2 g^2. With h = d lr, times the direction's `factor` if `bias_correction`:
+
+        r <- beta3 r + (d / d0) h <g, x0 - x>
+        s <- beta3 s + (d / d0) h g                       d instead of h with `safeguard_warmup`
+        d_hat  = d_coef r / |s|_1                         no change while s = 0
+        d_max <- max(d_max, d_hat);   at the first rise d <- max(d, d_hat);   d <- min(d_max, d growth_rate)
+        x <- x - h u                                      h with the d from before, eps in u with the new one
+
+    x0 is where the tensor stood at its first step. Differs from the released package in that: every group may have its
+    own lr, which multiplies the estimate; lr 0 freezes; with beta1 = 0 the step uses the d from before as well.
+    Needs the direction's `weighted`. Sweeps: 2. Slots: 2.
+    """
+
+    lr: float = hyper(1.0, "[0, inf)")
+    d0: float = hyper(1e-6, "(0, inf)")
+    d_coef: float = hyper(1.0, "[0, inf)")
+    growth_rate: float = hyper(float("inf"), "[1, inf]")
+    beta3: float = hyper(0.999**0.5, "[0, 1)")
+    safeguard_warmup: bool = False
+    bias_correction: bool = False
+    needs: ClassVar[frozenset[str]] = frozenset({"weighted"})
+    s = slot("s")
+    x0 = slot("p0", start="start")
+    d = number("d0")
+    d_max = number("d0")
+    r = number(0.0, key="d_numerator")
+
+    def weight(self, x: Place) -> tuple[Any, Any]:
+        return x.d, x.d * x.d
+
+    def _step(self, x: Place, d: Any) -> Any:
+        return d * x.lr * (x.factor if self.bias_correction else 1.0)
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        h = self._step(x, x.d)
+        x.s = x.beta3 * x.s + x.d / x.d0 * (x.d if self.safeguard_warmup else h) * x.g
+        return x.d / x.d0 * h * dot(x.g, x.x0 - x.p), norm1(x.s)
+
+    def decide(self, c: Place, gap: Any, s1: Any) -> None:
+        c.r = c.beta3 * c.r + gap
+        d_hat = where(s1 > 0, c.d_coef * c.r / s1, c.d)
+        d = where(c.d == c.d0, maximum(c.d, d_hat), c.d)
+        c.d_max = maximum(c.d_max, d_hat)
+        c.d = minimum(c.d_max, d * c.growth_rate)
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        h = self._step(x, x.was_d)
+        return h if self.bias_correction else h / x.bias, h

@@ -1,0 +1,54 @@
+"""The three places where weight decay enters a step; `weight_decay` is the coefficient lambda of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from untuned.core.declare import hyper
+from untuned.core.parts import WeightDecay
+from untuned.core.place import Place
+
+
+class Coupled(WeightDecay):
+    """g <- g + lambda p, before everything else: L2 regularisation, as in torch.optim.SGD and Adam."""
+
+    weight_decay: float = hyper(0.0, "[0, inf)")
+
+    def gradient(self, x: Place, g: Any) -> Any:
+        return g + x.weight_decay * x.p
+
+    def apply(self, x: Place, w: Any) -> Any:
+        return w - x.size * x.u
+
+    def shrink(self, x: Place) -> Any:
+        return 1.0
+
+
+class Decoupled(WeightDecay):
+    """w <- w - rate lambda p - size u, at the point p where the gradient was taken, as in AdamW."""
+
+    weight_decay: float = hyper(0.0, "[0, inf)")
+
+    def gradient(self, x: Place, g: Any) -> Any:
+        return g
+
+    def apply(self, x: Place, w: Any) -> Any:
+        return w - x.rate * x.weight_decay * x.p - x.size * x.u
+
+    def shrink(self, x: Place) -> Any:
+        return 1 + x.rate * x.weight_decay
+
+
+class Proximal(WeightDecay):
+    """w <- (w - size u) / (1 + rate lambda): the decay is part of the model that the step minimises, as in MoMo."""
+
+    weight_decay: float = hyper(0.0, "[0, inf)")
+
+    def gradient(self, x: Place, g: Any) -> Any:
+        return g
+
+    def apply(self, x: Place, w: Any) -> Any:
+        return (w - x.size * x.u) / (1 + x.rate * x.weight_decay)
+
+    def shrink(self, x: Place) -> Any:
+        return 1 + x.rate * x.weight_decay
