@@ -28,23 +28,25 @@ class Method:
         return inspect.signature(self.optimizer).parameters["lr"].default
 
 
+_SCHEDULE_FREE = "averaging in place of a schedule"
+_MECHANIC = "scale of the displacement learned"
 _METHODS = {
-    m.name: m
-    for m in (
-        Method("sgd", optimizers.SGD, "gradient descent, with momentum as an option", "Polyak 1964"),
-        Method("adam", optimizers.Adam, "Adam, coupled weight decay", "arXiv 1412.6980"),
-        Method("adamw", optimizers.AdamW, "Adam, decoupled weight decay", "arXiv 1711.05101"),
-        Method("momo", optimizers.MoMo, "momentum, step from the loss, capped by lr", "arXiv 2305.07583"),
-        Method("momo_adam", optimizers.MoMoAdam, "Adam, step from the loss, capped by lr", "arXiv 2305.07583"),
-        Method("prodigy", optimizers.Prodigy, "Adam, distance to the solution estimated", "arXiv 2306.06101"),
-        Method("dadapt_adam", optimizers.DAdaptAdam, "Adam, distance estimated by D-Adaptation", "arXiv 2301.07733"),
-        Method("mechanic_sgd", optimizers.MechanicSGD, "momentum, scale of the displacement learned", "arXiv 2306.00144"),
-        Method("mechanic_adamw", optimizers.MechanicAdamW, "AdamW, scale of the displacement learned", "arXiv 2306.00144"),
-        Method("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
-        Method("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
-        Method("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),
-        Method("schedule_free_sgd", optimizers.SGDScheduleFree, "SGD, averaging in place of a schedule", "arXiv 2405.15682"),
-        Method("schedule_free_adamw", optimizers.AdamWScheduleFree, "AdamW, averaging in place of a schedule", "arXiv 2405.15682"),
+    name: Method(name, cls, summary, paper)
+    for name, cls, summary, paper in (
+        ("sgd", optimizers.SGD, "gradient descent, with momentum as an option", "Polyak 1964"),
+        ("adam", optimizers.Adam, "Adam, coupled weight decay", "arXiv 1412.6980"),
+        ("adamw", optimizers.AdamW, "Adam, decoupled weight decay", "arXiv 1711.05101"),
+        ("momo", optimizers.MoMo, "momentum, step from the loss, capped by lr", "arXiv 2305.07583"),
+        ("momo_adam", optimizers.MoMoAdam, "Adam, step from the loss, capped by lr", "arXiv 2305.07583"),
+        ("prodigy", optimizers.Prodigy, "Adam, distance to the solution estimated", "arXiv 2306.06101"),
+        ("dadapt_adam", optimizers.DAdaptAdam, "Adam, distance estimated by D-Adaptation", "arXiv 2301.07733"),
+        ("mechanic_sgd", optimizers.MechanicSGD, f"momentum, {_MECHANIC}", "arXiv 2306.00144"),
+        ("mechanic_adamw", optimizers.MechanicAdamW, f"AdamW, {_MECHANIC}", "arXiv 2306.00144"),
+        ("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
+        ("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
+        ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),
+        ("schedule_free_sgd", optimizers.SGDScheduleFree, f"SGD, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
+        ("schedule_free_adamw", optimizers.AdamWScheduleFree, f"AdamW, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
     )
 }
 

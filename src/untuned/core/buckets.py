@@ -1,5 +1,9 @@
 """Which tensors take part in a step, grouped by what a sweep must know about them."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,9 @@
 """The words of `gives` and `needs`, and the refusal of parts that do not fit."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

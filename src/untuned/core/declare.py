@@ -1,5 +1,9 @@
 """Declarations of a part: slots, numbers and hyper-parameters with their ranges."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 import dataclasses
@@ -45,9 +49,9 @@ def number(first: float | str | tuple[float, ...] = 0.0, key: str = "", each: bo
     return Number(first, key, each)
 
 
-def hyper(default: Any, interval: str) -> Any:
-    """A hyper-parameter whose numbers must lie in `interval`, written as in mathematics: "[0, 1)", "(0, inf]"."""
-    return dataclasses.field(default=default, metadata={"interval": interval})
+def hyper(*, default: Any, within: str) -> Any:
+    """A hyper-parameter whose numbers must lie within an interval, written as in mathematics: "[0, 1)", "(0, inf]"."""
+    return dataclasses.field(default=default, metadata={"interval": within})
 
 
 def inside(value: float, interval: str) -> bool:
@@ -92,6 +96,6 @@ def check(part: str, field: dataclasses.Field[Any], value: object) -> None:
         raise error(f"{part}: {field.name} must be {wanted}, not {value!r}.")
 
 
-def choice(default: str, *others: str) -> Any:
+def choice(*, default: str, others: tuple[str, ...]) -> Any:
     """A structural option: one of a few words, the same for all groups."""
     return dataclasses.field(default=default, metadata={"choices": (default, *others)})

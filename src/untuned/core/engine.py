@@ -3,12 +3,16 @@
 The number of sweeps is the cost model: a plain method has one, an adaptive one two.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypedDict
 
 import torch
@@ -100,12 +104,8 @@ class Optimizer(torch.optim.Optimizer):
         }
         for role, kind in ROLES.items():
             if not isinstance(self.parts[role], kind):
-                raise TypeError(f"{role} must be a {kind.__name__}, such as Adam() or Fixed(), not {self.parts[role]!r}.")
-        for option, value in (("maximize", maximize), ("skip_nonfinite", skip_nonfinite)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{self._title}: {option} must be True or False, not {value!r}.")
-        if slot_dtype is not None and not (isinstance(slot_dtype, torch.dtype) and slot_dtype.is_floating_point):
-            raise TypeError(f"{self._title}: slot_dtype must be a floating-point torch.dtype or None, not {slot_dtype!r}.")
+                raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
+        self._check_options({"maximize": maximize, "skip_nonfinite": skip_nonfinite, "slot_dtype": slot_dtype})
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
         self.loss_group = loss_group
@@ -158,6 +158,14 @@ class Optimizer(torch.optim.Optimizer):
         state.create_numbers(self, group)
         for p in group["params"]:
             state.create_slots(self, p, group)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        for option in ("maximize", "skip_nonfinite"):
+            if not isinstance(options[option], bool):
+                raise TypeError(f"{self._title}: {option} must be True or False, not {options[option]!r}.")
+        dtype = options["slot_dtype"]
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"{self._title}: slot_dtype must be a floating-point dtype or None, not {dtype!r}.")
 
     def _check_group(self, group: Group) -> None:
         fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
@@ -323,7 +331,8 @@ class Optimizer(torch.optim.Optimizer):
             bucket.t = torch.stack(counters).double().unbind()
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
-                keep, take = (number_from(frame.read(self.parts["direction"], q), bucket.device) for q in ("keep", "take"))
+                weights = self.parts["direction"].weight(frame.place("direction"))
+                keep, take = (number_from(w, bucket.device) for w in weights)
                 rhos = [self.state[p]["rho"] for p in bucket.params]
                 torch._foreach_mul_(rhos, torch.where(on, keep, torch.ones_like(keep)))
                 torch._foreach_add_(rhos, torch.where(on, take, torch.zeros_like(take)))
@@ -411,7 +420,7 @@ class Optimizer(torch.optim.Optimizer):
             group["training"] = training
 
     @contextlib.contextmanager
-    def averaged_parameters(self) -> Iterator[None]:
+    def averaged_parameters(self) -> Generator[None]:
         """Evaluation mode inside the `with` block, training mode again after it, also on an error."""
         was = self.param_groups[0]["training"]
         self.eval()
@@ -469,7 +478,7 @@ def _shown(part: Part) -> str:
 def _listed(params: Any) -> list[Any]:
     """Parameters as a list, so that a generator is read once; torch refuses what is not iterable, but later."""
     if isinstance(params, torch.Tensor):
-        raise TypeError("params must be an iterable of tensors, (name, tensor) pairs or dicts, not one tensor: use [p].")
+        raise TypeError("params must be an iterable of tensors, (name, tensor) pairs or dicts, not a tensor: use [p].")
     return list(params)
 
 

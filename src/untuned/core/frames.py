@@ -1,5 +1,9 @@
 """How a place resolves its names: on the elements of one tensor, or on the scalars of one decision."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

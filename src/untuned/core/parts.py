@@ -4,19 +4,23 @@ A part offers a verb by having it; the engine plans the sweeps from the verbs it
 a part is abstract (these classes) or final (a method's class).
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 import abc
 import dataclasses
 from typing import Any, ClassVar, dataclass_transform
 
-from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper, number, slot
+from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper
 from untuned.core.place import Place
 
 SCOPES = ("model", "group", "tensor")
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(hyper, choice, slot, number))
+@dataclass_transform(eq_default=False, field_specifiers=(hyper, choice))
 class Part(abc.ABC):
     """Declared slots, numbers and hyper-parameters (annotated fields), and verbs.
 

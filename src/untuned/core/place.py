@@ -4,6 +4,10 @@ A place resolves a name in this order: the part's own letters (slots, numbers, h
 letters below. Letters of other parts are out of reach, so two parts may use the same one.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 import math
@@ -133,7 +137,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
 
 def _as_tensors(*values: Any) -> list[torch.Tensor]:
     like = max((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()), key=torch.Tensor.dim)
-    return [v if isinstance(v, torch.Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in values]
+    return [v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values]
 
 
 def _any_tensor(*values: Any) -> bool:
@@ -156,7 +160,7 @@ def where(condition: Any, q: Any, r: Any) -> Any:
     if not _any_tensor(condition):
         return q if condition else r
     if not _any_tensor(q, r):
-        return torch.where(condition, *(torch.full((), float(v), dtype=torch.float64, device=condition.device) for v in (q, r)))
+        q = torch.full((), q, dtype=torch.float64, device=condition.device)
     return torch.where(condition, *_as_tensors(q, r))
 
 

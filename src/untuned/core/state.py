@@ -4,6 +4,10 @@ Every tensor is keyed by a parameter or lives in a group, so that `torch.save`, 
 `torch.distributed.checkpoint` take it. torch casts what it loads to the parameter's dtype; `restore` undoes that.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -146,7 +150,7 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         for key, default in opt.defaults.items():
             group.setdefault(key, default)
         group.setdefault("training", True)
-        for part, n in _numbers(opt, per_tensor=False):
+        for _, n in _numbers(opt, per_tensor=False):
             if n.key not in group:
                 group[n.key] = _first(group, n, opt.device)
     for i, p in _saved_parameters(opt, state_dict):

@@ -1,4 +1,8 @@
-"""Sums over buckets, shards and ranks: every element of the model counted exactly once, the same result on all ranks."""
+"""Sums over buckets, shards and ranks: every element counted exactly once, the same result on all ranks."""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ def finite(buckets: list[Bucket], device: torch.device) -> torch.Tensor:
 
 
 def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
-    """The mean of every rank's loss. `group` is a process group, "world" (all ranks, if there are any) or None (off)."""
+    """The mean of every rank's loss. `group`: a process group, "world" (all ranks, if there are any) or None (off)."""
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return loss
     group = dist.group.WORLD if group == "world" else group

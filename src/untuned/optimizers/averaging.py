@@ -86,7 +86,7 @@ class MechanicSGD(Optimizer):
     """Mechanic around SGD with momentum: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
 
     lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
-    the authors' code, stand in `untuned.iterates.Mechanic`. Around anything else: `untuned.compose(iterate=Mechanic())`.
+    the authors' code, stand in `untuned.iterates.Mechanic`. Around others: `untuned.compose(iterate=Mechanic())`.
     Sweeps: 2. Slots: 3.
 
     >>> import torch, untuned

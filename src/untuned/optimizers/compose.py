@@ -36,4 +36,5 @@ def compose(
     TypeError: MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor \
 differently; scope='model' gives one damping for the whole model. Use Adam, Gradient, Momentum or RMSProp.
     """
-    return Optimizer(params, direction or Adam(), step_size or Fixed(), iterate or Plain(), decay or Decoupled(), **engine)
+    parts = direction or Adam(), step_size or Fixed(), iterate or Plain(), decay or Decoupled()
+    return Optimizer(params, *parts, **engine)

@@ -23,11 +23,13 @@ class LinearDecay(LambdaLR):
     >>> from untuned.schedules import LinearDecay
     >>> optimizer = untuned.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     >>> schedule = LinearDecay(optimizer, total_steps=6, warmup_steps=2)
+    >>> used = []
     >>> for _ in range(6):
-    ...     print(optimizer.param_groups[0]["lr"], end=" ")
+    ...     used.append(optimizer.param_groups[0]["lr"])
     ...     optimizer.step()
     ...     schedule.step()
-    0.5 1.0 1.0 0.75 0.5 0.25 
+    >>> used
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
 
     def __init__(
