@@ -12,7 +12,7 @@ from untuned.core.place import Place
 class Coupled(WeightDecay):
     """g <- g + lambda p, before everything else: L2 regularisation, as in torch.optim.SGD and Adam."""
 
-    weight_decay: float = hyper(0.0, "[0, inf)")
+    weight_decay: float = hyper(default=0.0, within="[0, inf)")
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g + x.weight_decay * x.p
@@ -27,7 +27,7 @@ class Coupled(WeightDecay):
 class Decoupled(WeightDecay):
     """w <- w - rate lambda p - size u, at the point p where the gradient was taken, as in AdamW."""
 
-    weight_decay: float = hyper(0.0, "[0, inf)")
+    weight_decay: float = hyper(default=0.0, within="[0, inf)")
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g
@@ -42,7 +42,7 @@ class Decoupled(WeightDecay):
 class Proximal(WeightDecay):
     """w <- (w - size u) / (1 + rate lambda): the decay is part of the model that the step minimises, as in MoMo."""
 
-    weight_decay: float = hyper(0.0, "[0, inf)")
+    weight_decay: float = hyper(default=0.0, within="[0, inf)")
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g

@@ -38,7 +38,7 @@ class Bucket:
     device: torch.device
     domain: tuple[Any, ...]
     on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
-    t: tuple[torch.Tensor, ...] = ()
+    t: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # steps each has taken, float64
     rho: tuple[torch.Tensor, ...] = ()
 
 

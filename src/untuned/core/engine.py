@@ -23,7 +23,8 @@ from untuned.core.buckets import Bucket, Group, arrange, check_gradient
 from untuned.core.declare import check
 from untuned.core.frames import DryFrame, ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
-from untuned.core.place import Each
+from untuned.kernels import sweep
+from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
 ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
 
@@ -34,13 +35,16 @@ class EngineOptions(TypedDict, total=False):
     maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step whose loss or gradient is
     not finite, and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the dtype of slots
     (default: float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over
-    whose ranks the loss is averaged, "world" (default), or None for a loss that is already averaged.
+    whose ranks the loss is averaged, "world" (default), or None for a loss that is already averaged. execution:
+    "reference" runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where
+    they exist.
     """
 
     maximize: bool
     skip_nonfinite: bool
     slot_dtype: torch.dtype | None
     loss_group: Any
+    execution: str
 
 
 Plan = list[tuple[list[tuple[str, str]], list[str]]]
@@ -95,6 +99,7 @@ class Optimizer(torch.optim.Optimizer):
         skip_nonfinite: bool = True,
         slot_dtype: torch.dtype | None = None,
         loss_group: Any = "world",
+        execution: str = "auto",
     ) -> None:
         self.parts: dict[str, Any] = {
             "direction": direction,
@@ -106,15 +111,21 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
         self._check_options({"maximize": maximize, "skip_nonfinite": skip_nonfinite, "slot_dtype": slot_dtype})
+        if execution not in EXECUTIONS:
+            raise ValueError(f"{self._title}: execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}.")
+        if execution == "native" and not native_available:
+            raise ValueError(f"{self._title}: execution='native' needs numba: pip install 'untuned[kernels]'.")
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
-        self.loss_group = loss_group
+        self.loss_group, self.execution = loss_group, execution
         self._prepare()
         super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
 
     def _prepare(self) -> None:
         """Everything that follows from the parts and is not saved."""
-        self._plan = plan(self.parts)
+        self._plan = [(sweep.of_verbs(self, verbs), deciders) for verbs, deciders in plan(self.parts)]
+        self._guard = sweep.guard(self)
+        self._arranged: tuple[list[object], list[Bucket]] = [], []
         self.before: dict[tuple[torch.Tensor, str], torch.Tensor] = {}
         self.loss: torch.Tensor | None = None
         self._recorded: list[torch.Tensor] = []
@@ -207,7 +218,7 @@ class Optimizer(torch.optim.Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group")
+        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group", "execution")
         return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
@@ -258,18 +269,35 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 computed = closure()
         result = loss if loss is not None else computed
-        buckets = arrange(self.param_groups)
+        buckets = self._live_buckets()
         if buckets:
             self._check_step(buckets)
             self.loss = self._loss_of_step(loss, computed)
             self._begin(buckets)
-            for verbs, deciders in self._plan:
-                sums = self._sweep(buckets, verbs)
+            for part_of_step, deciders in self._plan:
+                sums = self._sweep(part_of_step, buckets)
                 for role in deciders:
                     self._decide(role, buckets, sums.get(role, []))
             self.loss = None
         self._recorded = []
         return result
+
+    def _live_buckets(self) -> list[Bucket]:
+        """The parameters that take part in this step; arranged anew only when that changes."""
+        live: list[object] = []
+        for group in self.param_groups:
+            lr = group["lr"]
+            if isinstance(lr, torch.Tensor) or lr != 0:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        live += [p, p.device, p.dtype]
+        known, buckets = self._arranged
+        if not sweep.unchanged(live, known):
+            buckets = arrange(self.param_groups)
+            for p in live[::3]:
+                state.follow_parameter(self, p)  # pyright: ignore[reportArgumentType]
+            self._arranged = live, buckets
+        return buckets
 
     def _check_step(self, buckets: list[Bucket]) -> None:
         if self.has_modes and not self.param_groups[0]["training"]:
@@ -304,7 +332,7 @@ class Optimizer(torch.optim.Optimizer):
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""
         ok: torch.Tensor | None = None
         if self.skip_nonfinite:
-            ok = totals.finite(buckets, self.device)
+            ok = (totals.gather(buckets, self._guard.run(self, buckets), self.device) == 0).all()
             ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
         for bucket in buckets:
             lr = bucket.group["lr"]
@@ -313,7 +341,6 @@ class Optimizer(torch.optim.Optimizer):
                 moving = (lr != 0).reshape(()).to(bucket.device)
                 bucket.on = moving if bucket.on is None else bucket.on & moving
             for p in bucket.params:
-                state.follow_parameter(self, p)
                 if p not in self._begun:
                     state.fill_start_slots(self, p)
                     self._begun.add(p)
@@ -328,7 +355,7 @@ class Optimizer(torch.optim.Optimizer):
             on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
             counters = [self.state[p]["step"] for p in bucket.params]
             torch._foreach_add_(counters, on.to(counters[0].dtype))
-            bucket.t = torch.stack(counters).double().unbind()
+            bucket.t = torch.stack(counters).double()
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
                 weights = self.parts["direction"].weight(frame.place("direction"))
@@ -351,28 +378,16 @@ class Optimizer(torch.optim.Optimizer):
         blocks = [f.to(self.device).expand(len(b.params)) for f, b in zip(flags, buckets, strict=True)]
         return totals.in_order(buckets, blocks)
 
-    def _sweep(self, buckets: list[Bucket], verbs: list[tuple[str, str]]) -> dict[str, list[tuple[torch.Tensor, bool]]]:
-        """Run verbs on every tensor; return each role's sums, one vector over the live tensors per sum, and `each`."""
-        apart: dict[str, list[bool]] = {}
-        blocks: list[torch.Tensor] = []
-        for bucket in buckets:
-            sums: list[torch.Tensor] = []
-            for i in range(len(bucket.params)):
-                frame = ElementFrame(self, bucket, i)
-                for role, verb in verbs:
-                    out: Any = getattr(self.parts[role], verb)(frame.place(role))
-                    if out is not None:
-                        out = out if isinstance(out, tuple) else (out,)
-                        apart[role] = [isinstance(q, Each) for q in out]
-                        sums += [(q.value if isinstance(q, Each) else q).sum(dtype=torch.float64) for q in out]
-                frame.commit()
-            if sums:
-                block = torch.stack(sums).reshape(len(bucket.params), -1)
-                if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
-                    block = torch.where(bucket.on, block, torch.zeros_like(block))
-                blocks.append(block)
-        if not apart:
+    def _sweep(self, sweep: Sweep, buckets: list[Bucket]) -> dict[str, list[tuple[torch.Tensor, bool]]]:
+        """Run a sweep on every tensor; return each role's sums: a vector over the live tensors, and if it is `each`."""
+        if not (sweep.program.sums or sweep.program.stores):
             return {}
+        blocks = sweep.run(self, buckets)
+        if not sweep.program.sums:
+            return {}
+        for i, bucket in enumerate(buckets):
+            if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
+                blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
         rows = totals.gather(buckets, blocks, self.device)
         if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
             good = torch.isfinite(rows).all()
@@ -380,7 +395,7 @@ class Optimizer(torch.optim.Optimizer):
                 here = good.to(bucket.device)
                 bucket.on = here if bucket.on is None else bucket.on & here
         columns = iter(rows.unbind(1))
-        return {role: [(next(columns), keep) for keep in flags] for role, flags in apart.items()}
+        return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
 
     def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part = self.parts[role]
@@ -441,7 +456,7 @@ class Optimizer(torch.optim.Optimizer):
         for i, group in enumerate(self.param_groups):
             p = group["params"][0]
             held = self.state[p]
-            t = (held["step"].double().clamp(min=1.0),)
+            t = held["step"].double().clamp(min=1.0).reshape(1)
             bucket = Bucket(group, [p], [0], p.device, (), None, t, (held.get("rho", t[0]),))
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
@@ -461,13 +476,14 @@ class Optimizer(torch.optim.Optimizer):
         return dict(zip(found, read.tolist(), strict=True))
 
     def __repr__(self) -> str:
+        running = "native" if self._guard.native else "reference"
         recipe = " x ".join(_shown(part) for part in self.parts.values())
         groups = (
             f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
             + ", ".join(f"{k}={g[k]}" for k in self.defaults)
             for i, g in enumerate(self.param_groups)
         )
-        return "\n".join([f"{type(self).__name__} (untuned {__version__}, reference execution): {recipe}", *groups])
+        return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running} execution): {recipe}", *groups])
 
 
 def _shown(part: Part) -> str:

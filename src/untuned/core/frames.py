@@ -53,13 +53,15 @@ class ElementFrame(Frame):
             self.loads[key] = t.float() if t.dtype in LOW_PRECISION else t
         return self.loads[key]
 
+    def _raw_gradient(self) -> torch.Tensor:
+        assert self.param.grad is not None
+        g = local(self.param.grad.detach())
+        g = g.float() if g.dtype in LOW_PRECISION else g
+        return -g if self.opt.maximize else g
+
     def _gradient(self) -> Any:
         if "g" not in self.loads:
-            assert self.param.grad is not None
-            g = local(self.param.grad.detach())
-            g = g.float() if g.dtype in LOW_PRECISION else g
-            g = -g if self.opt.maximize else g
-            self.loads["g"] = self.part("decay").gradient(self.place("decay"), g)
+            self.loads["g"] = self.part("decay").gradient(self.place("decay"), self._raw_gradient())
         return self.loads["g"]
 
     def slot(self, key: str) -> Any:
@@ -83,6 +85,8 @@ class ElementFrame(Frame):
             return self.slot("p")
         if name == "g":
             return self._gradient()
+        if name == "raw":
+            return self._raw_gradient()
         if name == "t":
             return self.bucket.t[self.i]
         if name == "rho":

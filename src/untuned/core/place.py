@@ -87,7 +87,7 @@ class Frame:
         raise NameError(letter.key)
 
     def public(self, name: str) -> Any:
-        """A letter of the engine: p, g, rho, t, k, loss, old."""
+        """A letter of the engine: p, g, raw, rho, t, k, loss, old."""
         raise AttributeError(f"x.{name} does not exist here.")
 
 
@@ -112,6 +112,7 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
 PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "p": lambda f: f.public("p"),  # the parameter
     "g": lambda f: f.public("g"),  # its gradient, sign and coupled weight decay applied
+    "raw": lambda f: f.public("raw"),  # its gradient before the weight decay
     "m": _average,  # the direction's average of gradients
     "u": _verb("direction", "unit"),  # the direction; evaluated anew at every mention, since it follows fresh slots
     "scale": _verb("direction", "scale", default=1.0),  # the diagonal D in u = m / D
@@ -135,6 +136,19 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
 # ---------------------------------------------------------------- elementwise functions, on floats and on tensors
 
 
+class Traced:
+    """Base of the symbols that kernels trace verbs with: `q.call(op, ...)` is the operation on them."""
+
+    __slots__ = ()
+
+    def call(self, op: str, *args: Any) -> Any:
+        raise TypeError(op)
+
+
+def _traced(*values: Any) -> Traced | None:
+    return next((v for v in values if isinstance(v, Traced)), None)
+
+
 def _as_tensors(*values: Any) -> list[torch.Tensor]:
     like = max((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()), key=torch.Tensor.dim)
     return [v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values]
@@ -145,18 +159,26 @@ def _any_tensor(*values: Any) -> bool:
 
 
 def sqrt(q: Any) -> Any:
+    if (symbol := _traced(q)) is not None:
+        return symbol.call("sqrt", q)
     return torch.sqrt(q) if _any_tensor(q) else math.sqrt(q)
 
 
 def minimum(q: Any, r: Any) -> Any:
+    if (symbol := _traced(q, r)) is not None:
+        return symbol.call("min", q, r)
     return torch.minimum(*_as_tensors(q, r)) if _any_tensor(q, r) else min(q, r)
 
 
 def maximum(q: Any, r: Any) -> Any:
+    if (symbol := _traced(q, r)) is not None:
+        return symbol.call("max", q, r)
     return torch.maximum(*_as_tensors(q, r)) if _any_tensor(q, r) else max(q, r)
 
 
 def where(condition: Any, q: Any, r: Any) -> Any:
+    if (symbol := _traced(condition, q, r)) is not None:
+        return symbol.call("where", condition, q, r)
     if not _any_tensor(condition):
         return q if condition else r
     if not _any_tensor(q, r):

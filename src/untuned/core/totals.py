@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from untuned.core.buckets import Bucket, local
+from untuned.core.buckets import Bucket
 
 
 def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -39,20 +39,6 @@ def in_order(buckets: list[Bucket], blocks: list[torch.Tensor]) -> torch.Tensor:
     if order != sorted(order):
         rows = rows[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=rows.device)]
     return rows
-
-
-def finite(buckets: list[Bucket], device: torch.device) -> torch.Tensor:
-    """Whether every gradient element of the model is finite, as a 0-dim bool tensor."""
-    blocks: list[torch.Tensor] = []
-    for bucket in buckets:
-        grads = [local(p.grad) for p in bucket.params if p.grad is not None]
-        grads = [g for g in grads if g.numel()]
-        bad = torch.zeros((1, 1), dtype=torch.float64, device=bucket.device)
-        if grads:
-            largest = torch.stack([n.double() for n in torch._foreach_norm(grads, float("inf"))])
-            bad += (~torch.isfinite(largest)).any()
-        blocks.append(bad.expand(len(bucket.params), 1).contiguous())
-    return (gather(buckets, blocks, device) == 0).all()
 
 
 def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:

@@ -21,8 +21,8 @@ class Adam(Direction):
     nothing else. Slots: 2.
     """
 
-    betas: tuple[float, float] = hyper((0.9, 0.999), "[0, 1)")
-    eps: float = hyper(1e-8, "[0, inf)")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")
+    eps: float = hyper(default=1e-8, within="[0, inf)")
     correct: bool = True
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     m = slot("exp_avg")

@@ -22,8 +22,8 @@ class Momentum(Direction):
     model's weights, not with weight 1, so that one pair of weights holds for the whole model. Slots: 1.
     """
 
-    momentum: float = hyper(0.9, "[0, 1)")
-    dampening: float = hyper(0.0, "[0, 1]")
+    momentum: float = hyper(default=0.9, within="[0, 1)")
+    dampening: float = hyper(default=0.0, within="[0, 1]")
     nesterov: bool = False
     correct: bool = False
     m = slot("momentum_buffer")

@@ -19,8 +19,8 @@ class RMSProp(Direction):
     bias correction. Slots: 1.
     """
 
-    beta2: float = hyper(0.999, "[0, 1)")
-    eps: float = hyper(1e-8, "[0, inf)")
+    beta2: float = hyper(default=0.999, within="[0, 1)")
+    eps: float = hyper(default=1e-8, within="[0, inf)")
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     v = slot("exp_avg_sq")
 

@@ -31,10 +31,10 @@ class TAM(Direction):
     and one number per tensor.
     """
 
-    momentum: float = hyper(0.9, "[0, 1)")
-    decay: float = hyper(0.9, "[0, 1]")
-    floor: float = hyper(1e-8, "[0, inf)")
-    scope: str = choice("tensor", "group", "model")
+    momentum: float = hyper(default=0.9, within="[0, 1)")
+    decay: float = hyper(default=0.9, within="[0, 1]")
+    floor: float = hyper(default=1e-8, within="[0, inf)")
+    scope: str = choice(default="tensor", others=("group", "model"))
     m = slot("momentum_buffer")
     s = number(0.0, key="cosine")
 
@@ -72,11 +72,11 @@ class AdaTAM(Direction):
     that and warm up. Scope and floor as in TAM. Slots: 2, and one number per tensor.
     """
 
-    betas: tuple[float, float] = hyper((0.9, 0.999), "[0, 1)")
-    decay: float = hyper(0.9, "[0, 1]")
-    floor: float = hyper(1e-8, "[0, inf)")
-    eps: float = hyper(1e-8, "[0, inf)")
-    scope: str = choice("tensor", "group", "model")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")
+    decay: float = hyper(default=0.9, within="[0, 1]")
+    floor: float = hyper(default=1e-8, within="[0, inf)")
+    eps: float = hyper(default=1e-8, within="[0, inf)")
+    scope: str = choice(default="tensor", others=("group", "model"))
     m = slot("exp_avg")
     v = slot("exp_avg_sq")
     s = number(0.0, key="cosine")

@@ -13,7 +13,8 @@ class Mechanic(Iterate):
     """Mechanic: arXiv 2306.00144, Algorithm 1 as in the authors' PyTorch code.
 
     y is where the plain step would take x, D the sum of all plain steps y - x so far, ref the starting point, and n
-    bettors with decays beta_i wager on h, the loss of one more unit of D; everything runs over the whole model:
+    bettors with decays beta_i wager on h, the loss of one more unit of D; everything runs over the whole model, and g
+    is the gradient of the loss alone, without coupled weight decay:
 
         h = <g, D> + s_decay S |g| / (|y| + eps) <y, D>
         m <- max(beta m, |h|);   v <- beta^2 v + h^2;   W <- max(beta W - s h, 0)            per bettor
@@ -26,9 +27,9 @@ class Mechanic(Iterate):
     Slots: 2.
     """
 
-    s_decay: float = hyper(1e-2, "[0, inf)")
-    s_init: float = hyper(1e-8, "(0, inf)")
-    decays: tuple[float, ...] = hyper((0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), "[0, 1)")
+    s_decay: float = hyper(default=1e-2, within="[0, inf)")
+    s_init: float = hyper(default=1e-8, within="(0, inf)")
+    decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     wants_size: ClassVar[bool] = True
     ref = slot("ref", start="start")
@@ -42,7 +43,7 @@ class Mechanic(Iterate):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         y = x.base(x.p)
-        return dot(x.g, x.D), dot(y, x.D), dot(x.g, x.g), dot(y, y)
+        return dot(x.raw, x.D), dot(y, x.D), dot(x.raw, x.raw), dot(y, y)
 
     def decide(self, c: Place, gD: Any, yD: Any, gg: Any, yy: Any) -> None:
         h = gD + c.s_decay * c.S * sqrt(gg) / (sqrt(yy) + 1e-8) * yD

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from untuned.core.declare import hyper, number, slot
 from untuned.core.parts import Iterate
@@ -22,9 +22,9 @@ class ScheduleFree(Iterate):
     weights and gradients are left as they are. Any direction and step size. Slots: 1, and three numbers per tensor.
     """
 
-    beta: float = hyper(0.9, "(0, 1)")
-    r: float = hyper(0.0, "[0, inf)")
-    weight_lr_power: float = hyper(2.0, "[0, inf)")
+    beta: float = hyper(default=0.9, within="(0, 1)")
+    r: float = hyper(default=0.0, within="[0, inf)")
+    weight_lr_power: float = hyper(default=2.0, within="[0, inf)")
     gives: ClassVar[frozenset[str]] = frozenset({"modes"})
     scope = "tensor"
     z = slot("z", start="start")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from untuned.core.declare import hyper, number, slot
 from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, norm1, where
+from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
 
 
 class DAdaptation(StepSize):
@@ -21,19 +21,21 @@ class DAdaptation(StepSize):
         d <- max(d, min(d_hat, d growth_rate))
         x <- x - u                                            lr and d are inside u
 
-    Differs from the released package in that: every group may have its own lr; lr 0 freezes; a zero gradient still
-    counts as a step. Needs the direction's `diagonal` and `weighted`. Sweeps: 2. Slots: 1.
+    r is kept per tensor and summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1
+    without it, would raise d for good. Differs from the released package in that, and: every group may have its own lr;
+    lr 0 freezes; a zero gradient still counts as a step. Needs the direction's `diagonal` and `weighted`. Sweeps: 2.
+    Slots: 1, and one number per tensor.
     """
 
-    lr: float = hyper(1.0, "[0, inf)")
-    d0: float = hyper(1e-6, "(0, inf)")
-    growth_rate: float = hyper(float("inf"), "[1, inf]")
-    beta: float = hyper(0.999**0.5, "[0, 1)")
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    d0: float = hyper(default=1e-6, within="(0, inf)")
+    growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
+    beta: float = hyper(default=0.999**0.5, within="[0, 1)")
     bias_correction: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"weighted", "diagonal"})
     s = slot("s")
     d = number("d0")
-    r = number(0.0, key="numerator_weighted")
+    r = number(0.0, key="numerator_weighted", each=True)
 
     def _step(self, x: Place, d: Any) -> Any:
         return d * x.lr * (x.factor if self.bias_correction else 1.0)
@@ -44,11 +46,11 @@ class DAdaptation(StepSize):
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.a * dot(x.g, x.s / x.old.scale)
         x.s = x.beta * x.s + (1 - x.beta) * x.a * x.g
-        return agreement, norm1(x.s)
+        return each(agreement), norm1(x.s)
 
     def decide(self, c: Place, agreement: Any, s1: Any) -> None:
         c.r = c.beta * c.r + (1 - c.beta) * agreement
-        d_hat = where(s1 > 0, c.r / ((1 - c.beta) * s1), c.d)
+        d_hat = where(s1 > 0, c.r.sum() / ((1 - c.beta) * s1), c.d)
         c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:

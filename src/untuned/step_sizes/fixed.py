@@ -12,7 +12,7 @@ from untuned.core.place import Place, minimum
 class Fixed(StepSize):
     """p <- p - lr u, divided by the direction's bias correction if it has one. Slots: none."""
 
-    lr: float = hyper(1e-3, "[0, inf)")
+    lr: float = hyper(default=1e-3, within="[0, inf)")
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.lr / x.bias, x.lr
@@ -21,8 +21,8 @@ class Fixed(StepSize):
 class WarmedUp(StepSize):
     """lr min(1, t / warmup_steps), t counting the steps of the tensor from 1. Slots: none."""
 
-    lr: float = hyper(1e-3, "[0, inf)")
-    warmup_steps: int = hyper(0, "[0, inf)")
+    lr: float = hyper(default=1e-3, within="[0, inf)")
+    warmup_steps: int = hyper(default=0, within="[0, inf)")
 
     def size(self, x: Place) -> tuple[Any, Any]:
         now = x.lr * minimum(1.0, x.t / (x.warmup_steps + 1e-300))

@@ -30,8 +30,8 @@ class MoMo(StepSize):
     direction's `average`. Sweeps: 2. Slots: none, and one number per tensor.
     """
 
-    lr: float = hyper(1.0, "[0, inf)")
-    lb: float = hyper(0.0, "(-inf, inf)")
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    lb: float = hyper(default=0.0, within="(-inf, inf)")
     online: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"loss", "average"})
     F = number(0.0, key="loss_avg")

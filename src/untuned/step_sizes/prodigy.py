@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from untuned.core.declare import hyper, number, slot
 from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, norm1, where
+from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
 
 
 class Prodigy(StepSize):
@@ -20,16 +20,17 @@ class Prodigy(StepSize):
         d_max <- max(d_max, d_hat);   at the first rise d <- max(d, d_hat);   d <- min(d_max, d growth_rate)
         x <- x - h u                                      h with the d from before, eps in u with the new one
 
-    x0 is where the tensor stood at its first step. Differs from the released package in that: every group may have its
-    own lr, which multiplies the estimate; lr 0 freezes; with beta1 = 0 the step uses the d from before as well.
-    Needs the direction's `weighted`. Sweeps: 2. Slots: 2.
+    x0 is where the tensor stood at its first step. r is kept per tensor and summed over those that take part, as |s|_1
+    is: r of a tensor that rests, over an |s|_1 without it, would raise d for good. Differs from the released package in
+    that, and: every group may have its own lr, which multiplies the estimate; lr 0 freezes; with beta1 = 0 the step
+    uses the d from before as well. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
     """
 
-    lr: float = hyper(1.0, "[0, inf)")
-    d0: float = hyper(1e-6, "(0, inf)")
-    d_coef: float = hyper(1.0, "[0, inf)")
-    growth_rate: float = hyper(float("inf"), "[1, inf]")
-    beta3: float = hyper(0.999**0.5, "[0, 1)")
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    d0: float = hyper(default=1e-6, within="(0, inf)")
+    d_coef: float = hyper(default=1.0, within="[0, inf)")
+    growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
+    beta3: float = hyper(default=0.999**0.5, within="[0, 1)")
     safeguard_warmup: bool = False
     bias_correction: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"weighted"})
@@ -37,7 +38,7 @@ class Prodigy(StepSize):
     x0 = slot("p0", start="start")
     d = number("d0")
     d_max = number("d0")
-    r = number(0.0, key="d_numerator")
+    r = number(0.0, key="d_numerator", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.d, x.d * x.d
@@ -48,11 +49,11 @@ class Prodigy(StepSize):
     def measure(self, x: Place) -> tuple[Any, Any]:
         h = self._step(x, x.d)
         x.s = x.beta3 * x.s + x.d / x.d0 * (x.d if self.safeguard_warmup else h) * x.g
-        return x.d / x.d0 * h * dot(x.g, x.x0 - x.p), norm1(x.s)
+        return each(x.d / x.d0 * h * dot(x.g, x.x0 - x.p)), norm1(x.s)
 
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap
-        d_hat = where(s1 > 0, c.d_coef * c.r / s1, c.d)
+        d_hat = where(s1 > 0, c.d_coef * c.r.sum() / s1, c.d)
         d = where(c.d == c.d0, maximum(c.d, d_hat), c.d)
         c.d_max = maximum(c.d_max, d_hat)
         c.d = minimum(c.d_max, d * c.growth_rate)

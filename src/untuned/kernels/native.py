@@ -1,0 +1,254 @@
+"""Native sweeps on a CPU: a program becomes one Numba function over a table of pointers, one call for all tensors.
+
+Chunks of a tensor are summed apart and added in a fixed order, so the result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from untuned.core.buckets import Bucket, local
+from untuned.kernels.program import Program, Symbol
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
+
+CHUNK = 16384  # elements: the streams of a chunk fit a core's cache
+Dtypes = tuple[torch.dtype, ...]
+Where = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
+_TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+_CALLS = {"sqrt": "sqrt", "min": "min", "max": "max", "abs": "abs"}
+
+_HEADER = """\
+from math import sqrt
+import numpy as np
+from numba import njit, prange
+from untuned.kernels.pointers import bits_of, float_of, view_bfloat16, view_float32, view_float64
+
+T = np.{arithmetic}
+"""
+_SIGNATURE = """
+@njit(parallel={parallel}, cache=True, nogil=True, error_model="numpy",
+      fastmath={{"reassoc", "nsz", "contract", "arcp", "afn"}})
+def sweep(pointers, tensor, offset, length, table, partial):
+    for c in prange(tensor.size):
+        t = tensor[c]
+        o = offset[c]
+        n = length[c]
+        if table[t, 0] == 0.0:
+            continue
+"""
+
+
+class Writer:
+    """Emits the source of one program for one combination of dtypes."""
+
+    def __init__(self, program: Program, dtypes: dict[str, str], parallel: bool) -> None:
+        self.dtypes = dtypes
+        self.names: dict[Any, str] = {}
+        self.casts: dict[str, str] = {}
+        self.streams: list[str] = []
+        self.columns: list[tuple[str, str, int | None]] = []
+        self.head: list[str] = []
+        self.body: list[str] = []
+        stores = {key: self.element(value) for key, value in program.stores.items()}
+        sums = [self.element(value) for value in program.sums]
+        for j, value in enumerate(sums):
+            self.head.append(f"r{j} = T(0)")
+            self.body.append(f"r{j} += {value}")
+        for key, value in stores.items():
+            stored = f"bits_of(np.float32({value}))" if dtypes[key] == "bfloat16" else value
+            self.body.append(f"{self.stream(key)}[i] = {stored}")
+        tail = [f"partial[c, {j}] = r{j}" for j in range(len(sums))]
+        arithmetic = "float64" if "float64" in dtypes.values() else "float32"
+        lines = [
+            *(f"        {line}" for line in self.head),
+            "        for i in range(n):",
+            *(f"            {line}" for line in self.body),
+            *(f"        {line}" for line in tail),
+        ]
+        self.source = (
+            _HEADER.format(arithmetic=arithmetic) + _SIGNATURE.format(parallel=parallel) + "\n".join(lines) + "\n"
+        )
+        self.count = len(sums)
+
+    def stream(self, key: str) -> str:
+        if key not in self.streams:
+            self.streams.append(key)
+            row = len(self.streams) - 1
+            self.head.append(f"s{row} = view_{self.dtypes[key]}(pointers[{row}, t], o, n)")
+        return f"s{self.streams.index(key)}"
+
+    def element(self, q: Symbol) -> str:
+        """The value in element arithmetic: a flat one is cast once per chunk."""
+        name = self.value(q)
+        if not q.flat:
+            return name
+        if name not in self.casts:
+            self.casts[name] = f"e{name}"
+            self.head.append(f"e{name} = T({name})")
+        return self.casts[name]
+
+    def value(self, q: Symbol) -> str:
+        if q.op in ("load", "row", "const"):
+            key: Any = (q.op, q.args[0])
+        else:
+            key = (q.op, *((self.value if q.flat else self.element)(a) for a in q.args))
+        if key not in self.names:
+            name = self.names[key] = f"v{len(self.names)}"
+            (self.head if q.flat else self.body).append(f"{name} = {self.expression(q, key)}")
+        return self.names[key]
+
+    def expression(self, q: Symbol, key: tuple[Any, ...]) -> str:
+        args = key[1:]
+        if q.op == "load":
+            loaded = f"{self.stream(args[0])}[i]"
+            return f"float_of({loaded})" if self.dtypes[args[0]] == "bfloat16" else f"T({loaded})"
+        if q.op == "row":
+            if args[0] not in self.columns:
+                self.columns.append(args[0])
+            return f"table[t, {self.columns.index(args[0]) + 1}]"
+        if q.op == "const":
+            return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
+        if q.op == "where":
+            return f"{args[1]} if {args[0]} else {args[2]}"
+        if q.op == "neg":
+            return f"-{args[0]}"
+        if q.op in _CALLS:
+            return f"{_CALLS[q.op]}({', '.join(args)})"
+        return f"({args[0]}) {q.op} ({args[1]})"
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "untuned" / "kernels"
+
+
+def compile_source(source: str) -> Any:
+    """The compiled function of a source text, from the cache on disk if it was compiled before."""
+    name = "k" + hashlib.sha256(source.encode()).hexdigest()[:24]
+    folder = _cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.py"
+        if not path.exists():
+            handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+            with os.fdopen(handle, "w") as file:
+                file.write(source)
+            os.replace(temporary, path)
+    except OSError:  # a read-only home: compile into a folder of this process
+        path = Path(tempfile.mkdtemp(prefix="untuned-")) / f"{name}.py"
+        path.write_text(source)
+    name = f"untuned_kernel_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # numba's cache looks its functions up by the name of their module
+    spec.loader.exec_module(module)
+    return module.sweep
+
+
+def _flat_layout(t: torch.Tensor) -> bool:
+    """Whether the elements fill one block of memory, so that equal strides mean equal order."""
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
+class Call:
+    """One kernel call: tensors of equal dtypes, and everything about them that stays from step to step."""
+
+    def __init__(
+        self, sweep: NativeSweep, opt: Optimizer, dtypes: Dtypes, where: list[tuple[int, Bucket, int]]
+    ) -> None:
+        self.where = where
+        self.writer, self.function = sweep.kernel(dtypes, parallel=torch.get_num_threads() > 1)
+        self.params = [bucket.params[j] for _, bucket, j in where]
+        self.held = [local(opt.state[p][k]) for k in self.writer.streams if k not in "pg" for p in self.params]
+        sizes = [local(p).numel() for p in self.params]
+        chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(sizes) for o in range(0, n, CHUNK)]
+        self.tensor, self.offset, self.length = np.array(chunks, dtype=np.int64).T.copy()
+        self.first = np.searchsorted(self.tensor, np.arange(len(where)))
+        self.pointers = np.zeros((len(self.writer.streams), len(where)), dtype=np.uint64)
+        held = iter(self.held)
+        for row, key in enumerate(self.writer.streams):
+            if key not in "pg":
+                self.pointers[row] = [next(held).data_ptr() for _ in self.params]
+        self.table = np.empty((len(where), len(self.writer.columns) + 1))
+        self.spans: list[tuple[Bucket, list[int], slice]] = []
+        for number in sorted({n for n, _, _ in where}):
+            rows = [row for row, (n, _, _) in enumerate(where) if n == number]
+            self.spans.append((where[rows[0]][1], [where[r][2] for r in rows], slice(rows[0], rows[-1] + 1)))
+
+    def run(self, opt: Optimizer) -> torch.Tensor:
+        """Run the kernel; return a row of sums per tensor."""
+        for row, key in enumerate(self.writer.streams):
+            if key in "pg":
+                self.pointers[row] = [_stream(opt, p, key).data_ptr() for p in self.params]
+        for bucket, index, rows in self.spans:
+            self.table[rows, 0] = True if bucket.on is None else bucket.on.numpy()
+            for column, name in enumerate(self.writer.columns, start=1):
+                self.table[rows, column] = _scalar(opt, bucket, index, *name)
+        partial = np.zeros((self.tensor.size, max(1, self.writer.count)))
+        self.function(self.pointers, self.tensor, self.offset, self.length, self.table, partial)
+        torch.autograd.graph.increment_version(self.params)
+        return torch.from_numpy(np.add.reduceat(partial, self.first, axis=0))
+
+
+class NativeSweep:
+    """The compiled functions of one program, one for every combination of dtypes met."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        reads, writes = program.streams()
+        self.keys = sorted({*reads, *writes})
+        self.kernels: dict[Any, tuple[Writer, Any]] = {}
+
+    def kernel(self, dtypes: Dtypes, parallel: bool) -> tuple[Writer, Any]:
+        if (dtypes, parallel) not in self.kernels:
+            types = dict(zip(self.keys, (_TYPES[d] for d in dtypes), strict=True))
+            writer = Writer(self.program, types, parallel)
+            self.kernels[dtypes, parallel] = writer, compile_source(writer.source)
+        return self.kernels[dtypes, parallel]
+
+    def accepts(self, opt: Optimizer, p: torch.Tensor) -> Dtypes | None:
+        """The dtypes of the streams in order if a kernel can take this tensor, else None."""
+        x = local(p)
+        if x.device.type != "cpu" or not x.numel() or not _flat_layout(x):
+            return None
+        streams = [_stream(opt, p, key) for key in self.keys]
+        same = all(t.dtype in _TYPES and t.stride() == x.stride() for t in streams)
+        return tuple(t.dtype for t in streams) if same else None
+
+
+def _stream(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
+    if key == "g":
+        assert p.grad is not None
+        return local(p.grad)
+    return local(p if key == "p" else opt.state[p][key])
+
+
+def _scalar(opt: Optimizer, bucket: Bucket, index: list[int], kind: str, key: str, position: int | None) -> Any:
+    """A column of the table for tensors of one bucket; 0-dim tensors are read as memory, not by the dispatcher."""
+    if kind == "hyper":
+        value = bucket.group[key] if position is None else bucket.group[key][position]
+        return value.detach().numpy().reshape(()) if isinstance(value, torch.Tensor) else value
+    if kind == "t":
+        return bucket.t.numpy()[index]
+    if kind == "k":
+        return bucket.group["steps"].numpy()
+    if kind in ("each", "rho"):
+        return [opt.state[bucket.params[j]][key].numpy() for j in index]
+    if kind == "each_before":
+        return [opt.before[bucket.params[j], key].numpy() for j in index]
+    if kind == "before":
+        return opt.before[bucket.group["params"][0], key].numpy()
+    return bucket.group[key].numpy()

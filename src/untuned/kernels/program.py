@@ -1,0 +1,173 @@
+"""Tracing: the verbs of a sweep, run once on symbols, become a straight-line program.
+
+A symbol is `flat` if it has the same value for all elements of a tensor: then it is computed once per chunk in float64
+and cast where it meets an element (1 - 0.999 in float32 would be off by 1e-5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from untuned.core.declare import Hyper, Number, Slot
+from untuned.core.parts import Part
+from untuned.core.place import Each, Frame, Place, Traced
+
+OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
+
+
+class Symbol(Traced):
+    """A node of the program: a load, a scalar of the table, a constant or an operation on nodes."""
+
+    __slots__ = ("args", "flat", "op")
+
+    def __init__(self, op: str, *args: Any) -> None:
+        self.op, self.args = op, args
+        self.flat = op in ("row", "const") or (op in OPERATIONS and all(q.flat for q in args))
+
+    @staticmethod
+    def lift(q: Any) -> Symbol:
+        return q if isinstance(q, Symbol) else Symbol("const", float(q))
+
+    def call(self, op: str, *args: Any) -> Symbol:
+        return Symbol(op, *map(Symbol.lift, args))
+
+    def __abs__(self) -> Symbol:
+        return self.call("abs", self)
+
+    def __neg__(self) -> Symbol:
+        return self.call("neg", self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a verb cannot branch on a value that differs between elements or steps: use where().")
+
+    def __add__(self, q: Any) -> Symbol:
+        return self.call("+", self, q)
+
+    def __radd__(self, q: Any) -> Symbol:
+        return self.call("+", q, self)
+
+    def __sub__(self, q: Any) -> Symbol:
+        return self.call("-", self, q)
+
+    def __rsub__(self, q: Any) -> Symbol:
+        return self.call("-", q, self)
+
+    def __mul__(self, q: Any) -> Symbol:
+        return self.call("*", self, q)
+
+    def __rmul__(self, q: Any) -> Symbol:
+        return self.call("*", q, self)
+
+    def __truediv__(self, q: Any) -> Symbol:
+        return self.call("/", self, q)
+
+    def __rtruediv__(self, q: Any) -> Symbol:
+        return self.call("/", q, self)
+
+    def __pow__(self, q: Any) -> Symbol:
+        return self.call("**", self, q)
+
+    def __rpow__(self, q: Any) -> Symbol:
+        return self.call("**", q, self)
+
+    def __lt__(self, q: Any) -> Symbol:
+        return self.call("<", self, q)
+
+    def __le__(self, q: Any) -> Symbol:
+        return self.call("<=", self, q)
+
+    def __gt__(self, q: Any) -> Symbol:
+        return self.call(">", self, q)
+
+    def __ge__(self, q: Any) -> Symbol:
+        return self.call(">=", self, q)
+
+    def __eq__(self, q: object) -> Symbol:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.call("==", self, q)
+
+    def __and__(self, q: Any) -> Symbol:
+        return self.call("&", self, q)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+@dataclasses.dataclass
+class Program:
+    """What a sweep does to one element: values to store, and summands with the role that asked for them."""
+
+    stores: dict[str, Symbol]
+    sums: list[Symbol]
+    apart: dict[str, list[bool]]  # role -> for each of its sums, whether tensors stay apart
+
+    def streams(self) -> tuple[list[str], list[str]]:
+        """Names of what is read and what is written, one element each per parameter."""
+        read: dict[str, None] = {}
+        seen: set[int] = set()
+        stack = [*self.stores.values(), *self.sums]
+        while stack:
+            node = stack.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                if node.op == "load":
+                    read[node.args[0]] = None
+                elif node.op in OPERATIONS:
+                    stack += node.args
+        return sorted(read), sorted(self.stores)
+
+
+class TraceFrame(Frame):
+    """Resolves names to symbols: streams by key, scalars by the column of the table that holds them."""
+
+    def __init__(self, parts: dict[str, Any], maximize: bool) -> None:
+        super().__init__(parts)
+        self.maximize = maximize
+        self.fresh: dict[str, Any] = {}
+
+    def slot(self, key: str) -> Any:
+        return self.fresh.get(key, Symbol("load", key))
+
+    def number(self, part: Part, declared: Number) -> Any:
+        return Symbol("row", ("each" if part.per_tensor(declared) else "number", declared.key, None))
+
+    def number_before(self, part: Part, declared: Number) -> Any:
+        return Symbol("row", ("each_before" if part.per_tensor(declared) else "before", declared.key, None))
+
+    def hyper(self, part: Part, letter: Hyper) -> Any:
+        return Symbol("row", ("hyper", letter.key, letter.index))
+
+    def public(self, name: str) -> Any:
+        if name == "p":
+            return self.slot("p")
+        if name in ("g", "raw"):
+            g = Symbol("load", "g")
+            g = -g if self.maximize else g
+            return g if name == "raw" else self.part("decay").gradient(self.place("decay"), g)
+        if name in ("t", "rho", "k"):
+            return Symbol("row", (name, name, None))
+        return super().public(name)
+
+    def read(self, part: Part, name: str) -> Any:
+        if name == "old":
+            return Place(TraceFrame(self.parts, self.maximize), part)
+        return super().read(part, name)
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        letter = part.letters.get(name)
+        if not isinstance(letter, Slot) and not (name == "p" and part is self.parts["iterate"]):
+            raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+        self.fresh[letter.key if isinstance(letter, Slot) else "p"] = Symbol.lift(value)
+
+
+def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -> Program:
+    """The program of a sweep's verbs, run in order on one place."""
+    frame = TraceFrame(parts, maximize)
+    sums: list[Symbol] = []
+    apart: dict[str, list[bool]] = {}
+    for role, verb in verbs:
+        out: Any = getattr(parts[role], verb)(frame.place(role))
+        if out is not None:
+            out = out if isinstance(out, tuple) else (out,)
+            apart[role] = [isinstance(q, Each) for q in out]
+            sums += [Symbol.lift(q.value if isinstance(q, Each) else q) for q in out]
+    return Program(frame.fresh, sums, apart)

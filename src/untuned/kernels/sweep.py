@@ -1,0 +1,107 @@
+"""One sweep of an optimizer, run by kernels where they exist and by the reference elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from untuned.core.buckets import Bucket, local
+from untuned.kernels import reference
+from untuned.kernels.program import Program, Symbol, trace
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
+    from untuned.kernels.native import Call
+
+EXECUTIONS = ("auto", "reference", "native")
+native_available = importlib.util.find_spec("numba") is not None
+
+Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]
+
+
+def unchanged(now: list[object], before: list[object]) -> bool:
+    """Whether two lists hold the same tensors (by identity) and equal devices, dtypes and strides."""
+    if len(now) != len(before):
+        return False
+    return all(
+        a is b or (not isinstance(a, torch.Tensor | Bucket) and a == b) for a, b in zip(now, before, strict=True)
+    )
+
+
+class Sweep:
+    """A program to run on every tensor, and the reference way for tensors that no kernel takes."""
+
+    def __init__(self, opt: Optimizer, program: Program, reference: Reference) -> None:
+        self.program, self.reference = program, reference
+        self.native = None
+        if opt.execution != "reference" and native_available:
+            from untuned.kernels.native import NativeSweep  # importing numba takes half a second
+
+            self.native = NativeSweep(program)
+        self.seen: list[object] = []
+        self.calls: list[Call] = []
+        self.rest: list[tuple[int, int]] = []
+
+    def run(self, opt: Optimizer, buckets: list[Bucket]) -> list[torch.Tensor]:
+        """One block [tensors, sums] per bucket."""
+        self._arrange(opt, buckets)
+        sums = len(self.program.sums)
+        blocks = [torch.zeros((len(b.params), sums), dtype=torch.float64, device=b.device) for b in buckets]
+        for call in self.calls:
+            rows = call.run(opt)
+            if sums:
+                for (i, _, j), row in zip(call.where, rows, strict=True):
+                    blocks[i][j] = row
+        for i, j in self.rest:
+            if out := self.reference(opt, buckets[i], j):
+                blocks[i][j] = torch.stack(out)
+        return blocks
+
+    def _arrange(self, opt: Optimizer, buckets: list[Bucket]) -> None:
+        """Sort the tensors into kernel calls, anew only if a tensor, its gradient's layout or its slots changed."""
+        if self.native is None:
+            self.rest = [(i, j) for i, bucket in enumerate(buckets) for j in range(len(bucket.params))]
+            return
+        seen: list[object] = [torch.get_num_threads() > 1]
+        slots = [key for key in self.native.keys if key not in "pg"]
+        for bucket in buckets:
+            seen.append(bucket)
+            for p in bucket.params:
+                g = p.grad
+                assert g is not None
+                seen += [p.dtype, g.dtype, g.stride(), *(opt.state[p][key] for key in slots)]
+        if unchanged(seen, self.seen):
+            return
+        self.seen, self.rest = seen, []
+        taken: dict[tuple[torch.dtype, ...], list[tuple[int, Bucket, int]]] = {}
+        for i, bucket in enumerate(buckets):
+            for j, p in enumerate(bucket.params):
+                dtypes = self.native.accepts(opt, p)
+                if dtypes is None:
+                    self.rest.append((i, j))
+                else:
+                    taken.setdefault(dtypes, []).append((i, bucket, j))
+        from untuned.kernels.native import Call
+
+        self.calls = [Call(self.native, opt, dtypes, where) for dtypes, where in taken.items()]
+
+
+def of_verbs(opt: Optimizer, verbs: list[tuple[str, str]]) -> Sweep:
+    """The sweep that runs these verbs."""
+    program = trace(opt.parts, verbs, opt.maximize)
+    return Sweep(opt, program, lambda opt, bucket, i: reference.run(opt, verbs, bucket, i))
+
+
+def guard(opt: Optimizer) -> Sweep:
+    """The sweep that counts gradient elements which are not finite."""
+    bad = Symbol("load", "g").call("where", abs(Symbol("load", "g")) < float("inf"), 0.0, 1.0)
+
+    def count(opt: Optimizer, bucket: Bucket, i: int) -> list[torch.Tensor]:
+        g = bucket.params[i].grad
+        assert g is not None
+        return [(~torch.isfinite(local(g))).sum(dtype=torch.float64)]
+
+    return Sweep(opt, Program({}, [bad], {}), count)

@@ -1,0 +1,1 @@
+"""Studies of optimizers on real tasks: what `untuned compare` runs, keeps and reports."""

@@ -1,0 +1,223 @@
+"""The command line. A command imports what it needs when it runs, so that help is quick."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
+
+if TYPE_CHECKING:
+    from untuned.study.config import Study
+    from untuned.study.store import Store
+
+DEMO_TASKS = ["logreg-vehicle", "fashion-mlp"]
+DEMO_BUDGET = 10.0
+DEMO_METHODS = "sgd(momentum=0.9),adam,momo,momo_adam,prodigy,schedule_free_adamw"
+
+app = typer.Typer(
+    help="Optimizers with momentum and without a learning rate to tune, compared on real tasks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="List and fetch the data sets of the tasks.", no_args_is_help=True)
+app.add_typer(data, name="data")
+console = Console()
+
+Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes of one thread each; by default one per core.")
+]
+RetryCrashed = Annotated[bool, typer.Option("--retry-crashed", help="Run crashed runs again.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import untuned
+
+        print("untuned", untuned.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    task: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Names from `untuned list`, or my_module:MyTask. By default {' '.join(DEMO_TASKS)}."),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Names from `untuned list`, with options as in adam(eps=1e-6).")
+    ] = DEMO_METHODS,
+    lr: Annotated[
+        str, typer.Option(help="Learning rates: 1e-3,1e-2 or LOW:HIGH:COUNT, spaced evenly in log.")
+    ] = "1e-4:1e2:7",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    budget: Annotated[
+        float | None,
+        typer.Option(help=f"Epochs of a run; by default the task's own, {DEMO_BUDGET:g} if none is named."),
+    ] = None,
+    out: Out = None,
+    workers: Workers = None,
+    retry_crashed: RetryCrashed = False,
+) -> None:
+    """Run methods x learning rates x seeds on tasks and write a report.
+
+    The same command again goes on where an earlier one was stopped. An lr option of a method, as in prodigy(lr=1.0) or
+    adam(lr=(1e-4, 1e-3)), replaces --lr for it.
+    """
+    from untuned.study import report
+    from untuned.study.config import parse_lrs, parse_methods, resolve
+
+    if not task:
+        task, budget = DEMO_TASKS, budget or DEMO_BUDGET
+    study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
+    name = "+".join(entry.name.replace(":", ".") for entry in study.tasks)
+    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
+    console.print(f"report: {report.write(store.folder)}", highlight=False, soft_wrap=True)
+    _exit_if_crashed(store)
+
+
+@app.command()
+def replay(
+    name: Annotated[str, typer.Argument(help="momo-mnist: SGD, MoMo, Adam and MoMo-Adam on MNIST, arXiv 2305.07583.")],
+    out: Out = None,
+    workers: Workers = None,
+    retry_crashed: RetryCrashed = False,
+) -> None:
+    """Run the study of a published table again and print ours beside the published numbers."""
+    from untuned.study import replay
+    from untuned.study.config import StudyError
+
+    if name != "momo-mnist":
+        raise StudyError(f"unknown replay {name!r}; known: momo-mnist")
+    store = _run(replay.study(), out or Path("studies") / name, workers, retry_crashed)
+    console.print(replay.write(store), highlight=False, markup=False, soft_wrap=True)
+    _exit_if_crashed(store)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.")]) -> None:
+    """Write the report of a study again."""
+    from untuned.study import report
+    from untuned.study.store import Store
+
+    console.print(f"report: {report.write(Store(folder).folder)}", highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_methods_and_tasks() -> None:
+    """List the methods, with the default lr, and the tasks."""
+    import untuned
+    from untuned.study import tasks
+
+    methods = [untuned.get(name) for name in untuned.list()]
+    _print_columns([(m.name, m.summary, f"lr {m.lr:g}", m.paper) for m in methods])
+    print("\nTasks:", *tasks.names(), sep="\n  ")
+
+
+@app.command()
+def show(method: Annotated[str, typer.Argument(help="A name from `untuned list`.")]) -> None:
+    """Show a method and its parts: paper, equations, cost, options with defaults."""
+    import inspect
+
+    import torch
+
+    import untuned
+    from untuned.core.engine import EngineOptions
+    from untuned.study.config import known_method
+
+    found = untuned.get(known_method(method))
+    print(f"{found.name}: {found.summary}, {found.paper}\n\n{inspect.getdoc(found.optimizer)}\n\nOptions\n")
+    for option in list(inspect.signature(found.optimizer).parameters.values())[1:]:
+        if option.kind is not option.VAR_KEYWORD:
+            print(f"    {option.name} = {option.default!r}")
+    print(f"\n{inspect.getdoc(EngineOptions)}")
+    for role, part in untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name).parts.items():
+        print(f"\n{role.replace('_', ' ').capitalize()}: {type(part).__name__}\n\n{inspect.getdoc(part)}")
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the data sets: those inside the package, then those to fetch."""
+    from untuned.study import data
+
+    rows = [(e.name, f"{e.n:,} x {e.d:,}", f"{e.classes} classes", e.status, e.licence) for e in data.available()]
+    _print_columns(rows)
+
+
+@data.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="A name from `untuned data list`.")]) -> None:
+    """Download a data set, check it and keep it in the cache folder."""
+    from untuned.study import data
+    from untuned.study.config import StudyError
+
+    try:
+        path = data.fetch(name)
+    except (ValueError, data.FetchError) as error:
+        raise StudyError(str(error)) from error
+    console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool) -> "Store":
+    from untuned.study.live import Live
+    from untuned.study.store import Store
+    from untuned.study.sweep import sweep
+
+    workers = workers or os.cpu_count() or 1
+    store = Store.create(folder, study)
+    console.print(f"{len(study.runs())} runs in {folder}", highlight=False, soft_wrap=True)
+    try:
+        with Live(store, workers, retry_crashed, console) as view:
+            sweep(store, workers, view, retry_crashed)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    return store
+
+
+def _exit_if_crashed(store: "Store") -> None:
+    crashed = list(store.statuses().values()).count("crashed")
+    if crashed:
+        console.print(
+            f"crashed runs: {crashed} (column error of ledger.sqlite says why); --retry-crashed runs them again"
+        )
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point. Exit status 0: all well, 1: a run crashed, 2: the request was refused, 130: stopped by Ctrl-C."""
+    try:
+        app()
+    except ModuleNotFoundError as missing:
+        sys.exit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"')
+    except Exception as error:
+        from untuned.study.config import StudyError
+
+        if not isinstance(error, StudyError):
+            raise
+        print(f"untuned: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What a study's folder holds so far: its runs, and for each task the outcomes, their summaries and curves."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from untuned.study.config import MethodEntry, Run, Study, TaskEntry, label
+from untuned.study.stats import Floats, Outcome, Summary, median, seed_mean, summarize
+from untuned.study.store import Store
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric a task is ranked by, and how it is written."""
+
+    label: str
+    maximize: bool
+    chance: float
+    tolerance: float
+    percent: bool
+
+    @property
+    def unit(self) -> str:
+        return f"{self.label} (%)" if self.percent else self.label
+
+    @property
+    def close(self) -> str:
+        return f"{100 * self.tolerance:g} points" if self.percent else f"{self.tolerance:.2g}"
+
+    def text(self, value: float) -> str:
+        """`85.3` (per cent) or `2.481`; a dash if there is no value."""
+        return "–" if math.isnan(value) else f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Something over training of one method: mean, smallest and largest over seeds at each epoch."""
+
+    epoch: Floats
+    mean: Floats
+    band: Floats  # (points, 2)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    task: TaskEntry
+    metric: Metric
+    outcomes: list[Outcome]
+    summaries: list[Summary]
+    train_loss: dict[str, Curve]  # by method, at its best learning rate
+    lr_effective: dict[str, Curve]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done or diverged: the ranked metric, chance if it diverged, and the curve, empty if it is lost."""
+
+    run: Run
+    diverged: bool
+    value: float
+    curve: pa.Table
+
+
+@dataclass(frozen=True)
+class Results:
+    study: Study
+    runs: list[Run]  # all that the study asks for
+    ledger: dict[str, dict[str, Any]]  # rows of those runs that have begun, by run id
+    finished: list[Finished]
+    tasks: list[TaskResult]
+
+
+def load(folder: Path) -> Results:
+    """Read a study's folder. Raises StudyError if there is no study in it."""
+    store = Store(folder)
+    study, runs = store.study, store.study.runs()
+    tasks = {task.name: task for task in study.tasks}
+    rows = {row["run"]: row for row in store.runs().to_pylist()}
+    ledger = {run.id: rows[run.id] for run in runs if run.id in rows}
+    finished = []
+    for run in runs:
+        row, task = ledger.get(run.id), tasks[run.task]
+        if row and row["status"] in ("done", "diverged"):
+            value = json.loads(row["final"])[task.metric] if row["status"] == "done" else math.nan
+            diverged = not math.isfinite(value)
+            finished.append(Finished(run, diverged, task.chance if diverged else value, store.curve(run.id)))
+    results = [_task(study, task, [f for f in finished if f.run.task == task.name]) for task in study.tasks]
+    return Results(study, runs, ledger, finished, results)
+
+
+def _task(study: Study, task: TaskEntry, finished: Sequence[Finished]) -> TaskResult:
+    # Two points of accuracy, or 2 % of what a model that learned nothing gets: fixed by the task, not by the results.
+    tolerance = 0.02 if task.maximize else 0.02 * abs(task.chance)
+    words = task.metric.replace("val_", "validation ", 1).replace("_", " ")
+    metric = Metric(words, task.maximize, task.chance, tolerance, percent=task.metric.endswith("accuracy"))
+
+    at = {(label(f.run.method, f.run.options), f.run.lr, f.run.seed): f for f in finished}
+    outcomes = [_outcome(method, study.seeds, at) for method in study.methods]
+    summaries = summarize(outcomes, maximize=task.maximize, chance=task.chance, tolerance=tolerance)
+    train_loss, lr_effective = {}, {}
+    for s in summaries:
+        runs = [at.get((s.method, s.best_lr, seed)) for seed in study.seeds]
+        tables = [f.curve for f in runs if f and not f.diverged and f.curve.num_rows]
+        if tables:
+            train_loss[s.method] = _curve(tables, "train_loss")
+            lr_effective[s.method] = _curve(tables, "lr_effective")
+    return TaskResult(task, metric, outcomes, summaries, train_loss, lr_effective)
+
+
+def _outcome(method: MethodEntry, seeds: Sequence[int], at: Mapping[tuple[str, float, int], Finished]) -> Outcome:
+    name = label(method.name, method.options)
+    cells = [[at.get((name, lr, seed)) for seed in seeds] for lr in method.lrs]
+    return Outcome(
+        method=name,
+        lrs=method.lrs,
+        finals=np.array([[f.value if f else np.nan for f in row] for row in cells]),
+        diverged=np.array([[f is not None and f.diverged for f in row] for row in cells]),
+        step_us=np.array([[median(_column(f.curve, "step_us")) if f else np.nan for f in row] for row in cells]),
+    )
+
+
+def _curve(tables: Sequence[pa.Table], name: str) -> Curve:
+    """Mean and range over runs of one length. Zeros and missing values have no place on a logarithmic axis."""
+    values = np.array([_column(table, name) for table in tables]).T
+    values[~(values > 0)] = np.nan
+    known = ~np.isnan(values).any(axis=1)
+    values = values[known]
+    band = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
+    return Curve(_column(tables[0], "epoch")[known], seed_mean(values), band)
+
+
+def _column(table: pa.Table, name: str) -> Floats:
+    return table.column(name).cast(pa.float64()).to_numpy()

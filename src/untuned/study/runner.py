@@ -1,0 +1,143 @@
+"""One run: train a task with a method at a learning rate, and measure."""
+
+import math
+import random
+import time
+import traceback
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
+from statistics import fmean, median
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+import untuned
+from untuned.study.config import Run
+from untuned.study.tasks import Task
+
+EVALUATIONS = 20
+
+CURVE = pa.schema(
+    {
+        "step": pa.int32(),
+        "epoch": pa.float32(),
+        "train_loss": pa.float32(),
+        "val_loss": pa.float32(),
+        "metric": pa.float32(),
+        "lr_effective": pa.float32(),
+        "step_us": pa.float32(),
+        "fwdbwd_us": pa.float32(),
+    }
+)
+
+
+@dataclass
+class Result:
+    """How a run ended. `final` is what `evaluate()` said at the end, None unless the run is done."""
+
+    status: str  # done, diverged or crashed
+    seconds: float = 0.0
+    steps: int = 0
+    final: dict[str, float] | None = None
+    error: str | None = None
+
+
+class _DivergedError(Exception):
+    pass
+
+
+@dataclass
+class _Curve:
+    """Rows so far, and what happened since the last one."""
+
+    rows: list[dict[str, float | None]] = field(default_factory=list)
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    fwdbwd: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+
+    def add(self, epoch: float, **values: float) -> None:
+        self.rows.append(
+            {
+                "step": self.steps,
+                "epoch": epoch,
+                "train_loss": fmean(self.losses) if self.losses else None,
+                "step_us": 1e6 * median(self.step) if self.step else None,
+                "fwdbwd_us": 1e6 * median(self.fwdbwd) if self.fwdbwd else None,
+                **values,
+            }
+        )
+        self.losses, self.fwdbwd, self.step = [], [], []
+
+
+def train(task: Task, run: Run) -> tuple[Result, pa.Table]:
+    """Train, and return how it ended and the curve so far; an exception is a result too.
+
+    The numbers depend on `run` alone: not on the thread setting, nor on what ran before in this process.
+    A non-finite training loss, weight or result of `evaluate()` ends the run as diverged, an exception as crashed.
+    """
+    begin = time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    curve = _Curve()
+    try:
+        result = Result("done", final=_train(task, run, curve))
+    except _DivergedError as reason:
+        result = Result("diverged", error=str(reason))
+    except Exception:  # whatever a task or a method raises is a result
+        result = Result("crashed", error=traceback.format_exc())
+    finally:
+        torch.set_num_threads(threads)
+    result.seconds, result.steps = time.perf_counter() - begin, curve.steps
+    return result, pa.Table.from_pylist(curve.rows, schema=CURVE)
+
+
+def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(run.seed)
+    model = task.model(run.seed)
+    optimizer = untuned.create(model, run.method, lr=run.lr, **run.options)
+    per_epoch = sum(1 for _ in task.batches(run.seed, 0))
+    if not per_epoch:
+        raise ValueError(f"{run.task}: batches(seed={run.seed}, epoch=0) is empty")
+    total = max(1, round(run.epochs * per_epoch))
+    evaluations = {round(total * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
+
+    def evaluate() -> dict[str, float]:
+        optimizer.eval()
+        final = {name: float(value) for name, value in task.evaluate(model).items()}
+        optimizer.train()
+        curve.add(
+            curve.steps / per_epoch,
+            val_loss=final["val_loss"],
+            metric=final[task.metric],
+            lr_effective=optimizer.metrics()["lr_effective"],
+        )
+        for name, value in final.items():
+            if not math.isfinite(value):
+                raise _DivergedError(f"{name} is {value} after step {curve.steps}")
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise _DivergedError(f"weights are not finite after step {curve.steps}")
+        return final
+
+    final = evaluate()
+    stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
+    for batch in islice(stream, total):
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        curve.fwdbwd.append(time.perf_counter() - begin)
+        curve.losses.append(loss.item())
+        if not math.isfinite(curve.losses[-1]):
+            value = curve.losses[-1]
+            curve.add(curve.steps / per_epoch)
+            raise _DivergedError(f"train_loss is {value} after step {curve.steps}")
+        begin = time.perf_counter()
+        optimizer.step(loss=loss.detach())
+        curve.step.append(time.perf_counter() - begin)
+        curve.steps += 1
+        if curve.steps in evaluations:
+            final = evaluate()
+    return final

@@ -1,0 +1,202 @@
+"""A study on disk: `study.json`, `ledger.sqlite` and one Parquet file of curves per run; survives kill -9.
+
+Tables come back as pyarrow, which DuckDB, polars and pandas read in place:
+`runs = store.runs(); duckdb.sql("select method, lr, count(*) from runs group by all")`.
+"""
+
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+
+from untuned.study.config import Run, Study, StudyError
+from untuned.study.runner import CURVE, Result
+
+LEDGER = pa.schema(
+    {
+        "run": pa.string(),
+        "task": pa.string(),
+        "method": pa.string(),
+        "lr": pa.float64(),
+        "seed": pa.int64(),
+        "options": pa.string(),  # JSON
+        "epochs": pa.float64(),
+        "status": pa.string(),
+        "started": pa.float64(),  # seconds since 1970
+        "seconds": pa.float64(),
+        "steps": pa.int64(),
+        "final": pa.string(),  # JSON of evaluate() at the end
+        "error": pa.string(),
+        "versions": pa.string(),  # JSON
+        "machine": pa.string(),  # JSON
+    }
+)
+
+_CREATE = """
+create table if not exists runs(
+    run text primary key, task text not null, method text not null, lr real not null, seed integer not null,
+    options text not null, epochs real not null,
+    status text not null check (status in ('running', 'done', 'diverged', 'crashed')),
+    started real not null, seconds real, steps integer, final text, error text,
+    versions text not null, machine text not null
+)"""
+
+
+class Store:
+    """The results in `folder`; reading is possible at any time, also while a study runs."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        try:
+            self.study = Study.model_validate_json((self.folder / "study.json").read_bytes())
+        except FileNotFoundError:
+            raise StudyError(f"{folder} holds no study: study.json is missing") from None
+        except ValidationError as error:
+            raise StudyError(f"{folder}/study.json cannot be read: {error}") from None
+
+    @classmethod
+    def create(cls, folder: Path | str, study: Study) -> Self:
+        """Open the folder for `study`, new or to resume; a folder with anything else in it is refused untouched."""
+        folder = Path(folder)
+        if folder.is_dir() and (folder / "study.json").exists():
+            store = cls(folder)
+            if store.study.canonical() != study.canonical():
+                raise StudyError(
+                    f"{folder} holds a different study ({_difference(store.study, study)}); choose another --out"
+                )
+        elif folder.exists() and (not folder.is_dir() or any(p for p in folder.iterdir() if p.name[0] != ".")):
+            raise StudyError(f"{folder} exists and holds no study; choose another --out")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
+        (folder / "curves").mkdir(exist_ok=True)
+        store = cls(folder)
+        with store._ledger() as ledger:
+            ledger.execute("pragma journal_mode = wal")
+            ledger.execute(_CREATE)
+        return store
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that adds to this study; half-written curves of a dead one are removed."""
+        # An open SQLite transaction is a lock that every platform has and that dies with its process.
+        lock = sqlite3.connect(self.folder / ".lock", timeout=0, isolation_level=None)
+        try:
+            lock.execute("begin exclusive")
+        except sqlite3.OperationalError:
+            lock.close()
+            raise StudyError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+        try:
+            for leftover in (self.folder / "curves").glob(".*"):
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.close()
+
+    def start(self, run: Run) -> None:
+        """Enter the run into the ledger as running, replacing an earlier attempt."""
+        row = {
+            "run": run.id,
+            "task": run.task,
+            "method": run.method,
+            "lr": run.lr,
+            "seed": run.seed,
+            "options": json.dumps(run.options, sort_keys=True),
+            "epochs": run.epochs,
+            "status": "running",
+            "started": time.time(),
+            "versions": json.dumps(
+                {
+                    "untuned": run.version,
+                    "torch": torch.__version__,
+                    "numpy": np.__version__,
+                    "python": platform.python_version(),
+                }
+            ),
+            "machine": json.dumps(
+                {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
+            ),
+        }
+        with self._ledger() as ledger:
+            ledger.execute(
+                f"insert or replace into runs({', '.join(row)}) values ({', '.join('?' * len(row))})",
+                tuple(row.values()),
+            )
+
+    def finish(self, run: Run, result: Result) -> None:
+        """Enter the end of the run; its curve is on disk already."""
+        final = None if result.final is None else json.dumps(result.final)
+        with self._ledger() as ledger:
+            ledger.execute(
+                "update runs set status = ?, seconds = ?, steps = ?, final = ?, error = ? where run = ?",
+                (result.status, result.seconds, result.steps, final, result.error, run.id),
+            )
+
+    def write_curve(self, run: Run, curve: pa.Table) -> None:
+        """Write the curve in one piece."""
+        _write(self._curve(run.id), lambda path: pq.write_table(curve, path))
+
+    def statuses(self) -> dict[str, str]:
+        """Status by run."""
+        with self._ledger() as ledger:
+            return dict(ledger.execute("select run, status from runs"))
+
+    def runs(self) -> pa.Table:
+        """The ledger, one row a run; `final`, `options`, `versions` and `machine` are JSON."""
+        with self._ledger() as ledger:
+            rows = ledger.execute(f"select {', '.join(LEDGER.names)} from runs order by started, run").fetchall()
+        columns = zip(*rows, strict=True) if rows else [()] * len(LEDGER)
+        return pa.table([list(column) for column in columns], schema=LEDGER)
+
+    def curve(self, run: str) -> pa.Table:
+        """The curve of one run; empty if it has none."""
+        path = self._curve(run)
+        return pq.read_table(path, schema=CURVE) if path.exists() else CURVE.empty_table()
+
+    def curves(self) -> pa.Table:
+        """The curves of all done and diverged runs, below one another, each row led by the run it belongs to."""
+        keys = ("run", "task", "method", "options", "lr", "seed")
+        schema = pa.schema([*(LEDGER.field(key) for key in keys), *CURVE])
+        tables = [schema.empty_table()]
+        for run in self.runs().to_pylist():
+            if run["status"] in ("done", "diverged"):
+                curve = self.curve(run["run"])
+                repeated = [pa.repeat(run[key], curve.num_rows) for key in keys]
+                tables.append(pa.table([*repeated, *curve.columns], schema=schema))
+        return pa.concat_tables(tables)
+
+    def _curve(self, run: str) -> Path:
+        return self.folder / "curves" / f"{run}.parquet"
+
+    @contextmanager
+    def _ledger(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
+        ledger = sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)
+        try:
+            with ledger:
+                yield ledger
+        finally:
+            ledger.close()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _difference(there: Study, here: Study) -> str:
+    return "it differs in " + " and ".join(
+        name for name in Study.model_fields if getattr(there, name) != getattr(here, name)
+    )

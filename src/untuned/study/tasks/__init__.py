@@ -1,0 +1,74 @@
+"""The learning problems a study can run, by name."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import get_type_hints
+
+from .images import FashionCNN, FashionMLP, MnistMLP
+from .logistic import TABLES, LogisticRegression
+from .task import Task, evaluating, seeded, shuffled
+from .text import SotuChar
+
+__all__ = ["Task", "evaluating", "load", "names", "seeded", "shuffled"]
+
+_TASKS: dict[str, Callable[[], Task]] = {
+    **{f"logreg-{table}": partial(LogisticRegression, table) for table in TABLES},
+    "fashion-mlp": FashionMLP,
+    "fashion-cnn": FashionCNN,
+    "sotu-char": SotuChar,
+    "mnist-mlp": MnistMLP,
+}
+
+
+def names() -> list[str]:
+    """Names of the built-in tasks."""
+    return list(_TASKS)
+
+
+def load(name: str) -> Task:
+    """The built-in task `name`, or the task class `MyTask` of a module that Python finds, written "my_module:MyTask".
+
+    The current directory is searched for modules too.
+
+    Raises:
+        ValueError: no such task or module, or the class is no complete `Task`.
+        FileNotFoundError: its data has to be fetched first; the message names the command.
+    """
+    if ":" in name:
+        return _load_own(name)
+    if name not in _TASKS:
+        raise ValueError(f"no task {name!r}; there are {', '.join(_TASKS)}, and your own as module:Class")
+    return _TASKS[name]()
+
+
+def _load_own(name: str) -> Task:
+    module_name, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command does not have it there, unlike `python -m`
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but something that it imports is not
+        raise ValueError(f"task {name!r}: no module {error.name!r} here or among the installed packages") from error
+    task_class = getattr(module, class_name, None)
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise ValueError(
+            f"task {name!r}: {class_name!r} in {module.__file__} is no subclass of untuned.study.tasks.Task"
+        )
+    if lacking := sorted(task_class.__abstractmethods__):
+        raise ValueError(f"task {name!r} lacks the methods {', '.join(lacking)}")
+    try:
+        inspect.signature(task_class).bind()
+    except TypeError as error:
+        raise ValueError(f"task {name!r} cannot be created without arguments: {error}") from error
+    task = task_class()
+    for attribute, kind in get_type_hints(Task).items():
+        value = getattr(task, attribute, None)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"task {name!r}: {attribute!r} must be of type {kind.__name__}, got {value!r}")
+    return task

@@ -1,0 +1,1 @@
+"""What checks an optimizer: naive float64 transcriptions of the papers."""

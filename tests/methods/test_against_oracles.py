@@ -1,0 +1,215 @@
+"""Every method against its NumPy transcription: 20 steps in float64, option by option."""
+
+import inspect
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+
+import untuned
+from untuned.testing import oracles
+
+STEPS = 20
+START = [
+    np.array([[0.3, -1.2], [0.8, 0.1], [-0.4, 1.5]]),
+    np.array([0.2, -0.7]),
+    np.array(1.3),
+    np.array([[[0.5, -0.1]], [[0.9, 0.6]]]),
+]
+
+
+def problem(x, k):
+    """Two logistic regressions with a common gain and a skip connection, on a batch that changes with k."""
+    rng = np.random.default_rng(k)
+    inputs, labels = rng.normal(size=(5, 3)), np.sign(rng.normal(size=(5, 2)))
+    features = inputs[:, :2]
+    weights, bias, gain, skip = x
+    hidden = inputs @ weights + bias
+    scores = gain * hidden + features @ skip[:, 0]
+    slopes = -labels / (1 + np.exp(labels * scores)) / 5
+    loss = float(np.log1p(np.exp(-labels * scores)).sum() / 5)
+    inward = gain * slopes
+    return loss, [inputs.T @ inward, inward.sum(0), (slopes * hidden).sum(), (features.T @ slopes)[:, None]]
+
+
+DECAY = [{"weight_decay": 0.1}]
+COUPLED_OR_NOT = [{"weight_decay": 0.1, "decouple": True}, {"weight_decay": 0.1, "decouple": False}]
+SCHEDULE_FREE = [
+    *DECAY,
+    {"warmup_steps": 7},
+    {"r": 1.5},
+    {"weight_lr_power": 0.0},
+    {"warmup_steps": 30, "r": 0.5, "weight_lr_power": 1.0, "weight_decay": 0.05},
+]
+TAMS = [*DECAY, {"decay": 0.5}, {"floor": 0.1}, {"scope": "model"}, {"scope": "model", "weight_decay": 0.1}]
+MOMOS = [
+    *DECAY,
+    {"lr": 50.0},
+    {"lr": 50.0, "lb": 0.6, "weight_decay": 0.01},
+    {"use_fstar": True, "lr": 50.0},
+    {"use_fstar": True, "lr": 50.0, "lb": -2.0, "weight_decay": 0.01},
+]
+# The rows of each method beside those that every method has.
+OPTIONS = {
+    "sgd": [
+        *DECAY,
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
+        {"momentum": 0.9, "nesterov": True},
+    ],
+    "adam": [*DECAY, {"betas": (0.0, 0.9)}, {"eps": 0.1}],
+    "adamw": [{"weight_decay": 0.0}, {"weight_decay": 0.1}, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "momo": [
+        *MOMOS,
+        {"beta": 0.5},
+        {"bias_correction": True},
+        {"bias_correction": True, "use_fstar": True, "lr": 50.0},
+    ],
+    "momo_adam": [*MOMOS, {"divide": False, "weight_decay": 0.1}, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "prodigy": [
+        *COUPLED_OR_NOT,
+        {"lr": 0.3},
+        {"betas": (0.0, 0.9)},
+        {"beta3": 0.9},
+        {"eps": 0.1},
+        {"use_bias_correction": True},
+        {"safeguard_warmup": True, "lr": 0.3},
+        {"d0": 1e-2, "d_coef": 0.5},
+        {"growth_rate": 1.3},
+    ],
+    "dadapt_adam": [
+        *COUPLED_OR_NOT,
+        {"lr": 0.3},
+        {"betas": (0.0, 0.9)},
+        {"eps": 0.1},
+        {"use_bias_correction": True},
+        {"d0": 1e-2},
+        {"growth_rate": 1.3},
+    ],
+    "mechanic_sgd": [*DECAY, {"momentum": 0.0}, {"s_decay": 0.5}, {"s_decay": 0.0}, {"s_init": 1e-4}],
+    "mechanic_adamw": [*DECAY, {"betas": (0.0, 0.9)}, {"eps": 0.1}, {"s_decay": 0.5}, {"s_init": 1e-4}],
+    "tam": [*TAMS, {"momentum": 0.5}],
+    "adatam": [*TAMS, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "adatamw": [*TAMS, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "schedule_free_sgd": [*SCHEDULE_FREE, {"momentum": 0.5}],
+    "schedule_free_adamw": [*SCHEDULE_FREE, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+}
+
+# What every method has: a group may rest, from the start or in between, and a schedule may begin and end near 0.
+COMMON = {
+    "defaults": ({}, None, None),
+    "groups": ({}, {"indices": [0, 2], "lr": 0.3, "weight_decay": 0.2}, None),
+    "late group": ({}, {"indices": [0, 2], "lr": 2.0, "schedule": [0.0] * 6 + [1.0] * 14}, None),
+    "pausing group": (
+        {},
+        {"indices": [1, 2], "weight_decay": 0.2, "schedule": [1.0] * 7 + [0.0] * 6 + [0.5] * 7},
+        None,
+    ),
+    "warm-up from 0": ({}, None, [0.0, 0.25, 0.5, 0.75, *oracles.linear_decay(STEPS - 4)]),
+}
+SETTINGS = {
+    name: COMMON | {", ".join(f"{k}={v}" for k, v in row.items()): (row, None, None) for row in OPTIONS[name]}
+    for name in untuned.list()
+}
+every_setting = pytest.mark.parametrize(
+    ("name", "setting"), [pytest.param(n, s, id=f"{n}-{s}") for n in SETTINGS for s in SETTINGS[n]]
+)
+
+ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
+    "mechanic_sgd": partial(oracles.mechanic, base="sgd"),
+    "mechanic_adamw": partial(oracles.mechanic, base="adamw"),
+}
+RENAMED = {
+    "tam": {"momentum": "beta", "decay": "gamma", "floor": "gain_floor"},
+    "adatam": {"decay": "gamma", "floor": "gain_floor"},
+    "adatamw": {"decay": "gamma", "floor": "gain_floor"},
+    "mechanic_adamw": {"betas": "adam_betas", "eps": "adam_eps"},
+}
+# The oracle's name of a number -> where ours stands in the groups.
+NUMBERS = {
+    "d": "d",
+    "d_max": "d_max",
+    "S": "mechanic_S",
+    "theta": "theta",
+    "lower_bound": "lower_bound",
+    "loss_average": "loss_avg",
+}
+
+
+def resolve(name, setting):
+    """-> the method's options in full, its second group with its own lr, and the schedule."""
+    options, group, schedule = SETTINGS[name][setting]
+    signature = inspect.signature(untuned.get(name).optimizer).parameters
+    options = {k: p.default for k, p in signature.items() if k not in ("params", "engine")} | options
+    if group is not None:
+        group = group | {"lr": options["lr"] * group.get("lr", 1.0)}
+    return options, group, schedule
+
+
+@cache
+def run_oracle(name, setting):
+    options, group, schedule = resolve(name, setting)
+    options = {RENAMED.get(name, {}).get(k, k): v for k, v in options.items()}
+    return ORACLES[name](START, problem, STEPS, groups=group and [group], schedule=schedule, **options)
+
+
+def run_ours(name, setting):
+    options, group, schedule = resolve(name, setting)
+    params = [torch.tensor(a, requires_grad=True) for a in START]
+    second = group["indices"] if group else []
+    groups = [{"params": [p for i, p in enumerate(params) if i not in second]}]
+    schedules = [schedule or [1.0] * STEPS]
+    if group:
+        own = {k: group[k] for k in ("lr", "weight_decay") if k in group}
+        groups.append({"params": [params[i] for i in second], **own})
+        schedules.append(group.get("schedule", schedules[0]))
+    optimizer = untuned.get(name).optimizer(groups, **options)
+    lrs = [g["lr"] for g in optimizer.param_groups]
+    first = optimizer.param_groups[0]
+
+    points, numbers = [], []
+    for k in range(1, STEPS + 1):
+        loss, grads = problem([p.detach().numpy() for p in params], k)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        for g, lr, multipliers in zip(optimizer.param_groups, lrs, schedules, strict=True):
+            g["lr"] = lr * multipliers[k - 1]
+        optimizer.step(loss=loss)
+        points.append([p.detach().clone().numpy() for p in params])
+        row = {oracles_name: first[key].item() for oracles_name, key in NUMBERS.items() if key in first}
+        if "cosine" in first:
+            row["alignment"] = [first["cosine"].item()]
+        elif "cosine" in optimizer.state[params[0]]:
+            row["alignment"] = [optimizer.state[p]["cosine"].item() for p in params]
+        if optimizer.has_modes:
+            with optimizer.averaged_parameters():
+                row["averaged"] = [p.detach().clone().numpy() for p in params]
+        numbers.append(row)
+    return points, {key: [row[key] for row in numbers] for key in numbers[0]}
+
+
+def vector(points):
+    return np.array([np.concatenate([np.ravel(a) for a in x]) for x in points])
+
+
+@every_setting
+def test_method_follows_its_oracle(name, setting):
+    theirs, scalars = run_oracle(name, setting)
+    ours, numbers = run_ours(name, setting)
+    way = np.abs(vector(theirs) - vector([START])).max()  # far less than |x| for a small step: x would hide errors
+    assert np.abs(vector(ours) - vector(theirs)).max() <= 1e-10 * way
+    assert numbers.keys() >= scalars.keys() & {*NUMBERS, "alignment", "averaged"}
+    for key, values in numbers.items():
+        to_compare = vector if key == "averaged" else np.array
+        expected = to_compare(scalars[key])
+        scale = way if key == "averaged" else np.abs(expected).max()
+        assert np.abs(to_compare(values) - expected).max() <= 1e-10 * scale, key
+
+
+@pytest.mark.parametrize("name", untuned.list())
+def test_every_setting_says_something_of_its_own(name):
+    points = [vector(run_oracle(name, setting)[0]) for setting in SETTINGS[name]]
+    way = np.abs(points[0] - vector([START])).max()
+    for i, one in enumerate(points):
+        assert all(np.abs(one - other).max() > 1e-6 * way for other in points[:i]), list(SETTINGS[name])[i]

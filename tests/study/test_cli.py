@@ -1,0 +1,187 @@
+"""The command line: its options, its exit status, its sentences."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import untuned
+from untuned.study import cli, tasks
+from untuned.study.store import Store
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cli.txt"
+
+Untuned = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Untuned:
+    """Run `untuned ARGUMENTS` in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["untuned", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        if isinstance(left.value.code, str):  # what the interpreter does with a sentence
+            print(left.value.code, file=sys.stderr)
+        return 1 if isinstance(left.value.code, str) else left.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+def options() -> Iterator[str]:
+    """Every command with its parameters, one a line."""
+
+    def walk(command: typer.core.TyperCommand, path: str) -> Iterator[str]:
+        if commands := getattr(command, "commands", None):
+            yield from (line for name, sub in commands.items() for line in walk(sub, f"{path} {name}"))
+            return
+        yield f"{path}: {(command.help or '').splitlines()[0]}"
+        for parameter in command.params:
+            names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+            yield f"    {names} default {parameter.default!r}: {parameter.help}"
+
+    return walk(typer.main.get_command(cli.app), "untuned")
+
+
+def test_options_are_those_of_the_golden_file() -> None:
+    assert "\n".join(options()) + "\n" == GOLDEN.read_text()
+
+
+def test_every_command_has_help(run: Untuned) -> None:
+    for words in (
+        ["compare"],
+        ["replay"],
+        ["report"],
+        ["list"],
+        ["show"],
+        ["data"],
+        ["data", "list"],
+        ["data", "fetch"],
+    ):
+        status, output, _ = run(*words, "--help")
+        assert status == 0
+        assert "Usage: " in output
+    assert run("--version")[:2] == (0, f"untuned {untuned.__version__}\n")
+
+
+def test_a_study_from_the_command_to_the_report_and_again(run: Untuned) -> None:
+    command = ["compare", "tiny:Line", "tiny:Raises", "--methods", "momo,sgd(momentum=0.9, lr=(0.1, 1e30))"]
+    command += ["--lr", "0.1", "--seeds", "1", "--workers", "1"]
+    status, output, error = run(*command)
+    assert (status, error) == (0, "")
+    [folder] = Path("studies").iterdir()
+    store = Store(folder)
+    assert folder.name == f"tiny.Line+tiny.Raises-{store.study.id[:8]}"
+    assert f"6 runs in {folder}" in output
+    assert "1/6 tiny:Line momo lr 0.1 seed 0: val_accuracy " in output
+    assert "sgd(momentum=0.9) lr 1e+30 seed 0: diverged: val_loss is inf after step 1 (" in output
+    assert output.endswith(f"report: {folder / 'report.html'}\n")
+    ledger, page = store.runs(), (folder / "report.html").stat().st_mtime_ns
+    assert sorted(ledger["status"].to_pylist()) == ["diverged"] * 2 + ["done"] * 4
+
+    status, output, _ = run(*command)
+    assert status == 0
+    assert "6 of 6 runs are there already" in output
+    assert store.runs().equals(ledger)
+    assert (folder / "report.html").stat().st_mtime_ns > page
+
+    (folder / "report.html").unlink()
+    assert run("report", folder)[:2] == (0, f"report: {folder / 'report.html'}\n")
+    assert (folder / "report.html").exists()
+
+
+def test_a_crashed_run_is_exit_status_one(run: Untuned) -> None:
+    command = ["compare", "tiny:Raises", "--methods", "adam(lr=1.0)", "--seeds", "2", "--workers", "1", "--out", "here"]
+    status, output, _ = run(*command)
+    assert status == 1
+    assert "tiny:Raises adam lr 1 seed 1: crashed: RuntimeError: the third epoch is lost (" in output
+    assert "crashed runs: 1 " in output
+    assert Path("here/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compare", "tiny:Line", "--methods", "momoo"], "unknown method 'momoo'; did you mean momo"),
+        (
+            ["compare", "tiny:Line", "--methods", "adam(bettas=1)"],
+            "methods: adam(bettas=1): adam has no option 'bettas'",
+        ),
+        (["compare", "tiny:Line", "--lr", "0"], "lr: a learning rate must be positive and finite, not 0.0"),
+        (["compare", "tiny:Line", "--budget", "-1"], "budget: epochs must be positive and finite, not -1.0"),
+        (["compare", "nothing"], "no task 'nothing'; there are "),
+        (["compare", "no_module:Task"], "no module 'no_module'"),
+        (["compare", "tiny:Line", "--methods", "adam", "--out", "occupied"], "occupied exists and holds no study"),
+        (["report", "occupied"], "occupied holds no study: study.json is missing"),
+        (["show", "momo-adm"], "unknown method 'momo-adm'; did you mean momo_adam"),
+        (["data", "fetch", "iris-of-mine"], "iris-of-mine"),
+        (["replay", "prodigy-mnist"], "unknown replay 'prodigy-mnist'; known: momo-mnist"),
+        (["replay", "momo-mnist"], "untuned data fetch mnist"),
+        (["compare", "--seeds", "0"], "--seeds"),
+        (["compare", "--workers", "x"], "--workers"),
+        (["compere"], "compere"),
+    ],
+)
+def test_refusals_are_one_sentence_and_exit_status_two(
+    run: Untuned, arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNTUNED_DATA", str(tmp_path / "no-data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "notes.txt").touch()
+    status, output, error = run(*arguments)
+    assert (status, output) == (2, "")
+    assert sentence in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["notes.txt", "occupied"]
+
+
+def test_list_names_everything(run: Untuned) -> None:
+    status, output, _ = run("list")
+    assert status == 0
+    words = output.split()
+    assert set(untuned.list()) | set(tasks.names()) <= set(words)
+    assert "arXiv 2305.07583" in output
+
+
+def test_show_has_equations_options_cost_and_paper(run: Untuned) -> None:
+    for method in untuned.list():
+        status, output, _ = run("show", method)
+        assert status == 0
+        assert untuned.get(method).paper in output
+        assert f"    lr = {untuned.get(method).lr!r}\n" in output
+        assert "<-" in output
+        assert "Sweeps: " in output
+        assert "Direction: " in output
+    assert "    betas = (0.9, 0.999)\n" in run("show", "momo_adam")[1]
+
+
+def test_data_list_says_what_is_there(run: Untuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UNTUNED_DATA", str(tmp_path))
+    lines = {line.split()[0]: line for line in run("data", "list")[1].splitlines()}
+    assert "846 x 18" in lines["vehicle"]
+    assert "shipped" in lines["vehicle"]
+    assert "not fetched" in lines["mnist"]
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich.console"])
+def test_without_the_study_extra_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    spec = importlib.util.spec_from_file_location("cli_again", cli.__file__)
+    assert spec
+    assert spec.loader
+    with pytest.raises(SystemExit, match=rf'untuned: {missing} is missing; run: pip install "untuned\[study\]"'):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_same_if_only_what_a_command_needs_is_missing(run: Untuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "untuned.study.config")
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    status, output, error = run("compare", "tiny:Line")
+    assert (status, output) == (1, "")
+    assert error == 'untuned: pydantic is missing; run: pip install "untuned[study]"\n'

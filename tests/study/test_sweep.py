@@ -1,0 +1,256 @@
+"""Studies on real worker processes that are killed: what is on disk afterwards equals an undisturbed study."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import tiny
+
+from untuned.study import tasks
+from untuned.study.config import Run, Study, StudyError, parse_methods, resolve
+from untuned.study.runner import Result, train
+from untuned.study.store import Store
+from untuned.study.sweep import pending, sweep
+
+HERE = Path(__file__).parent
+TIMES = ["step_us", "fwdbwd_us"]
+PATIENCE = 60  # seconds; far more than is needed on a quiet machine
+
+
+class Silent:
+    def started(self, run: Run) -> None: ...
+    def ended(self, run: Run, result: Result) -> None: ...
+
+
+def study(task: str, methods: str = "sgd(momentum=0.9),adam", lrs: tuple[float, ...] = (0.01, 0.1, 1.0)) -> Study:
+    return resolve([task], parse_methods(methods), lrs, seeds=2)
+
+
+def numbers(store: Store) -> dict[str, tuple[str, str | None, int, pa.Table]]:
+    """All that a report shows, by run, apart from times."""
+    return {
+        row["run"]: (row["status"], row["final"], row["steps"], store.curve(row["run"]).drop_columns(TIMES))
+        for row in store.runs().to_pylist()
+    }
+
+
+def undisturbed(of: Study) -> dict[str, tuple[str, str | None, int, pa.Table]]:
+    """The same, from runs made here one after the other, without store or worker."""
+    expected = {}
+    for run in of.runs():
+        result, curve = train(tasks.load(run.task), run)
+        final = None if result.final is None else json.dumps(result.final)
+        expected[run.id] = (result.status, final, result.steps, curve.drop_columns(TIMES))
+    return expected
+
+
+def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc").is_dir() else True
+    )
+
+
+class Command:
+    """`untuned compare` on a slow tiny task in a process of its own, whose workers leave their ids in a folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pids = out.with_suffix(".pids")
+        self.pids.mkdir()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "untuned.study.cli", "compare", "tiny:Slow", "--methods", "sgd(momentum=0.9),adam",
+             "--lr", "1e-2,1e-1,1", "--seeds", "2", "--workers", "2", "--out", out],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "TINY_PIDS": str(self.pids)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def workers(self) -> list[int]:
+        return [pid for pid in map(int, os.listdir(self.pids)) if alive(pid)]
+
+    def ended(self) -> int:
+        """Runs in the ledger that are not running."""
+        with contextlib.suppress(StudyError, sqlite3.OperationalError):  # not there yet
+            return sum(status != "running" for status in Store(self.out).statuses().values())
+        return 0
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(out: Path) -> Command:
+        started.append(Command(out))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.communicate()
+
+
+def test_a_crash_costs_its_run_and_nothing_else(tmp_path: Path) -> None:
+    of = resolve(["tiny:Line", "tiny:Raises", "tiny:Dies"], parse_methods("adam"), (0.1,), seeds=2)
+    store = Store.create(tmp_path / "study", of)
+    sweep(store, 1, Silent())
+    rows = {(row["task"], row["seed"]): row for row in store.runs().to_pylist()}
+    broken = [("tiny:Raises", 1), ("tiny:Dies", 1)]
+    for key, row in rows.items():
+        assert row["status"] == ("crashed" if key in broken else "done"), (key, row["error"])
+        assert (row["final"] is None) == (row["error"] is not None) == (key in broken)
+    assert len(rows) == 6
+    assert "RuntimeError: the third epoch is lost" in rows["tiny:Raises", 1]["error"]
+    assert rows["tiny:Dies", 1]["error"] == "the worker process was killed by SIGKILL"
+    assert store.curve(rows["tiny:Raises", 1]["run"]).num_rows == 11
+    assert store.curve(rows["tiny:Dies", 1]["run"]).num_rows == 0
+    assert pending(store) == []
+    assert [(run.task, run.seed) for run in pending(store, retry_crashed=True)] == broken
+
+
+def test_kill_nine_of_parent_and_worker_loses_only_what_was_running(
+    tmp_path: Path, command: Callable[[Path], Command]
+) -> None:
+    out = tmp_path / "study"
+    least, pause = random.randint(1, 4), random.uniform(0, 0.4)
+    print(f"the parent is killed {pause:.3f} s after {least} runs")
+    run = command(out)
+    until(lambda: run.ended() >= least)
+    time.sleep(pause)
+    workers = run.workers()
+    run.process.kill()
+    run.process.wait()
+    assert workers
+    until(lambda: not any(map(alive, workers)))
+    store = Store(out)
+    before = store.runs().to_pylist()
+    done = {row["run"]: row["started"] for row in before if row["status"] != "running"}
+    assert len(before) - len(done) <= 2
+    assert least <= len(done) < 12
+    (out / "curves" / ".half-written").touch()
+
+    class KillWorker(Silent):
+        """Kills the worker at a random moment of its second run."""
+
+        ended_runs = 0
+
+        def started(self, run: Run) -> None:
+            if self.ended_runs == 1:
+                [worker] = multiprocessing.active_children()
+                threading.Timer(random.uniform(0, 0.2), worker.kill).start()
+
+        def ended(self, run: Run, result: Result) -> None:
+            self.ended_runs += 1
+
+    sweep(store, 1, KillWorker())
+    counts = Counter(store.statuses().values())
+    assert counts["crashed"] == 1
+    assert counts["done"] + counts["diverged"] == 11
+    assert counts["diverged"]
+    sweep(store, 1, Silent(), retry_crashed=True)
+    assert multiprocessing.active_children() == []
+    after = {row["run"]: row["started"] for row in store.runs().to_pylist()}
+    assert after.items() >= done.items()  # nothing was done twice
+    assert numbers(store) == undisturbed(store.study)
+    assert not list((out / "curves").glob(".*"))
+
+
+def test_control_c_stops_everything_and_says_how_to_go_on(tmp_path: Path, command: Callable[[Path], Command]) -> None:
+    run = command(tmp_path / "study")
+    until(lambda: len(run.workers()) == 2 and run.ended() >= 1)
+    first, second = run.workers()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "crashed" in Store(run.out).statuses().values())
+    time.sleep(0.3)  # now one worker is at work and one imports
+    os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    output, _ = run.process.communicate(timeout=PATIENCE)
+    assert run.process.returncode == 130, output
+    assert output.endswith("stopped; the same command goes on from here\n")
+    assert "Traceback" not in output
+    assert not alive(second)
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "study", study("tiny:Line"))
+    with store.writing(), pytest.raises(StudyError, match="is being written by another process"):
+        sweep(Store(tmp_path / "study"), 1, Silent())
+    with store.writing():
+        pass
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    of = study("tiny:Line")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StudyError, match="exists and holds no study; choose another --out"):
+        Store.create(tmp_path, of)
+    with pytest.raises(StudyError, match="exists and holds no study"):
+        Store.create(tmp_path / "notes.txt", of)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    Store.create(tmp_path / "study", of)
+    written = (tmp_path / "study" / "study.json").read_bytes()
+    with pytest.raises(StudyError, match=r"a different study \(it differs in methods\); choose another --out"):
+        Store.create(tmp_path / "study", study("tiny:Line", lrs=(0.01, 0.1)))
+    assert (tmp_path / "study" / "study.json").read_bytes() == written
+    assert Store.create(tmp_path / "study", of).study == of
+
+    with pytest.raises(StudyError, match="holds no study"):
+        Store(tmp_path / "nothing")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"study.json cannot be read"):
+        Store(tmp_path / "study")
+
+
+def test_tables_read_back(tmp_path: Path) -> None:
+    of = study("tiny:Line", methods="sgd(momentum=0.9)", lrs=(0.01, 1e30))
+    store = Store.create(tmp_path / "study", of)
+    assert store.runs().num_rows == store.curves().num_rows == 0
+    with store.writing():
+        for run in of.runs():
+            store.start(run)
+            result, curve = train(tiny.Line(), run)
+            store.write_curve(run, curve)
+            store.finish(run, result)
+        store.start(of.runs()[0].model_copy(update={"seed": 7}))
+    rows = store.runs().to_pylist()
+    assert [(row["lr"], row["seed"], row["status"]) for row in rows] == [
+        (0.01, 0, "done"), (1e30, 0, "diverged"), (0.01, 1, "done"), (1e30, 1, "diverged"), (0.01, 7, "running"),
+    ]  # fmt: skip
+    assert json.loads(rows[0]["options"]) == {"momentum": 0.9}
+    assert json.loads(rows[0]["final"])["val_loss"] == pytest.approx(
+        store.curve(rows[0]["run"])["val_loss"][-1].as_py()
+    )
+    assert rows[4]["final"] is rows[4]["seconds"] is None
+    assert set(json.loads(rows[0]["versions"])) == {"untuned", "torch", "numpy", "python"}
+
+    curves = store.curves()
+    assert curves.column_names[:6] == ["run", "task", "method", "options", "lr", "seed"]
+    assert curves.num_rows == 2 * 21 + 2 * 2
+    one = curves.filter(pa.compute.equal(curves["run"], rows[2]["run"])).drop_columns(curves.column_names[:6])
+    assert one.equals(store.curve(rows[2]["run"]))
