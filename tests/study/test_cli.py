@@ -107,7 +107,7 @@ def test_a_crashed_run_is_exit_status_one(run: Untuned) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["compare", "tiny:Line", "--methods", "momoo"], "unknown method 'momoo'; did you mean momo"),
+        (["compare", "tiny:Line", "--methods", "momoo"], "no method is called 'momoo'; did you mean momo"),
         (
             ["compare", "tiny:Line", "--methods", "adam(bettas=1)"],
             "methods: adam(bettas=1): adam has no option 'bettas'",
@@ -118,7 +118,7 @@ def test_a_crashed_run_is_exit_status_one(run: Untuned) -> None:
         (["compare", "no_module:Task"], "no module 'no_module'"),
         (["compare", "tiny:Line", "--methods", "adam", "--out", "occupied"], "occupied exists and holds no study"),
         (["report", "occupied"], "occupied holds no study: study.json is missing"),
-        (["show", "momo-adm"], "unknown method 'momo-adm'; did you mean momo_adam"),
+        (["show", "momo-adm"], "'momo-adm'; did you mean momo_adam"),
         (["data", "fetch", "iris-of-mine"], "iris-of-mine"),
         (["replay", "prodigy-mnist"], "unknown replay 'prodigy-mnist'; known: momo-mnist"),
         (["replay", "momo-mnist"], "untuned data fetch mnist"),

@@ -70,9 +70,9 @@ def test_methods_with_options_and_learning_rates_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("momo_adm", "unknown method 'momo_adm'; did you mean momo_adam"),
-        ("momo-adam", "unknown method 'momo-adam'; did you mean momo_adam"),
-        ("zzzzz", "unknown method 'zzzzz'; known: "),
+        ("momo_adm", "'momo_adm'; did you mean momo_adam"),
+        ("momo-adam", "'momo-adam'; did you mean momo_adam"),
+        ("zzzzz", "no method is called 'zzzzz'"),
         ("adam(", "cannot read 'adam('"),
         ("adam] + [momo", "cannot read"),
         ("adam(0.9)", "adam(0.9): options need names"),

@@ -29,20 +29,22 @@ PUBLISHED = {(name, lr): accuracy for name, _, table in replay.MOMO_MNIST for lr
 def store(tmp_path: Path) -> Store:
     """Every seed of every cell is as published, but for a spread of 0.002 around it."""
     store = Store.create(tmp_path / "study", STUDY)
-    for run in STUDY.runs():
-        end(store, run, Result("done", final={"val_accuracy": PUBLISHED[run.method, run.lr] + 0.001 * (run.seed - 1)}))
+    with store.writing():
+        for run in STUDY.runs():
+            enter(store, run, done(PUBLISHED[run.method, run.lr] + 0.001 * (run.seed - 1)))
     return store
 
 
-def end(store: Store, run: Run, result: Result) -> None:
+def enter(store: Store, run: Run, result: Result) -> None:
     store.start(run)
     store.finish(run, result)
 
 
 def change(store: Store, method: str, lr: float, *results: Result) -> None:
     runs = [run for run in STUDY.runs() if (run.method, run.lr) == (method, lr)]
-    for run, result in zip(runs, results, strict=True):
-        end(store, run, result)
+    with store.writing():
+        for run, result in zip(runs, results, strict=True):
+            enter(store, run, result)
 
 
 def cell(store: Store, method: str, lr: float) -> replay.Cell:

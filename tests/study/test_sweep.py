@@ -202,6 +202,8 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
         sweep(Store(tmp_path / "study"), 1, Silent())
     with store.writing():
         pass
+    with pytest.raises(RuntimeError, match="inside `with store"):
+        store.start(store.study.runs()[0])
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StudyError, match="exists and holds no study; choose another --out"):
         Store.create(tmp_path, of)
-    with pytest.raises(StudyError, match="exists and holds no study"):
+    with pytest.raises(StudyError, match=r"cannot write a study to .*notes.txt .*File exists.*; choose another --out"):
         Store.create(tmp_path / "notes.txt", of)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import numbers
 from typing import Any
 
 import torch
@@ -58,42 +58,48 @@ def inside(value: float, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
-    return above and below and not math.isnan(value)
+    return above and below  # false for NaN
 
 
-_COUNT = {1: "one number", 2: "two numbers"}
+def is_real(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
-def _is_number(value: object, interval: str) -> bool:
-    if isinstance(value, torch.Tensor):  # an lr may be a one-element tensor; its value is never read on the host
-        return value.numel() == 1 and value.is_floating_point()
-    return isinstance(value, int | float) and not isinstance(value, bool) and inside(float(value), interval)
+def check_flag(part: str, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{part}: {name} must be True or False, not {value!r}.")
+    return value
 
 
-def check(part: str, field: dataclasses.Field[Any], value: object) -> None:
-    """Raise `TypeError` or `ValueError` in one sentence unless `value` fits the declared default and interval."""
+def check(part: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value to keep if it fits the declared default and interval; else `TypeError` or `ValueError` in one sentence.
+
+    Numbers are kept as Python's own, since checkpoints must load with `weights_only=True` and NumPy's do not; only lr
+    may be a one-element tensor.
+    """
     default = field.default
     if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise TypeError(f"{part}: {field.name} must be True or False, not {value!r}.")
-        return
+        return check_flag(part, field.name, value)
     if isinstance(default, str):
         choices = field.metadata["choices"]
         if value not in choices:
             raise ValueError(f"{part}: {field.name} must be one of {', '.join(choices)}, not {value!r}.")
-        return
+        return value
     interval = field.metadata["interval"]
+    if field.name == "lr" and isinstance(value, torch.Tensor) and value.is_floating_point():
+        if value.numel() != 1 or not inside(value.item(), interval):
+            raise ValueError(f"{part}: lr must be a number or a one-element tensor in {interval}, not {value!r}.")
+        return value
     if isinstance(default, tuple):
-        values = tuple(value) if isinstance(value, tuple | list) else ()
-        good = len(values) == len(default) and all(_is_number(v, interval) for v in values)
-        wanted = f"{_COUNT.get(len(default), f'{len(default)} numbers')} in {interval}"
-        numeric = bool(values) and all(isinstance(v, int | float | torch.Tensor) for v in values)
+        values, wanted = value, f"{'two' if len(default) == 2 else len(default)} numbers in {interval}"
     else:
-        good, wanted = _is_number(value, interval), f"a number in {interval}"
-        numeric = isinstance(value, int | float | torch.Tensor) and not isinstance(value, bool)
-    if not good:
-        error = ValueError if numeric else TypeError
-        raise error(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+        values, wanted = (value,), f"a number in {interval}"
+    if not isinstance(values, tuple | list) or not all(map(is_real, values)):
+        raise TypeError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+    kept = tuple(int(v) if isinstance(v, numbers.Integral) else float(v) for v in values)
+    if len(kept) != (len(default) if isinstance(default, tuple) else 1) or not all(inside(v, interval) for v in kept):
+        raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+    return kept if isinstance(default, tuple) else kept[0]
 
 
 def choice(*, default: str, others: tuple[str, ...]) -> Any:

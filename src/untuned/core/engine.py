@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from itertools import chain
 from typing import Any, TypedDict
 
 import torch
@@ -20,9 +21,10 @@ import torch
 from untuned._version import __version__
 from untuned.core import capabilities, state, totals
 from untuned.core.buckets import Bucket, Group, arrange, check_gradient
-from untuned.core.declare import check
-from untuned.core.frames import DryFrame, ElementFrame, ScalarFrame, number_from
+from untuned.core.declare import check, check_flag, is_real
+from untuned.core.frames import DTYPES, ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
+from untuned.core.plan import plan, read_by_model_decisions
 from untuned.kernels import sweep
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
@@ -45,39 +47,6 @@ class EngineOptions(TypedDict, total=False):
     slot_dtype: torch.dtype | None
     loss_group: Any
     execution: str
-
-
-Plan = list[tuple[list[tuple[str, str]], list[str]]]
-
-
-def plan(parts: dict[str, Any]) -> Plan:
-    """Sweeps in order, each as (its verbs, the roles that decide on its sums).
-
-    A decision without sums follows the step size's, or comes first if nothing is measured.
-    """
-
-    def has(role: str, verb: str) -> bool:
-        return hasattr(parts[role], verb)
-
-    sweeps: Plan = []
-    deciders = [role for role in ("step_size", "iterate") if has(role, "decide")]
-    if has("direction", "look"):
-        sweeps.append(([("direction", "look")], ["direction"]))
-    elif has("direction", "decide"):
-        deciders.insert(0, "direction")
-    body = [("direction", "accumulate")] if has("direction", "accumulate") else []
-    measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
-    move = ("iterate", "move")
-    if not measures:
-        if deciders:
-            sweeps.append(([], deciders))
-        return [*sweeps, ([*body, move], [])]
-    if len(measures) == 2 and parts["iterate"].wants_size:  # x.size is known only after the step size has decided
-        sweeps.append((body + measures[:1], [role for role in deciders if role != "iterate"]))
-        sweeps.append((measures[1:], ["iterate"]))
-    else:
-        sweeps.append((body + measures, deciders))
-    return [*sweeps, ([move], [])]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -130,7 +99,7 @@ class Optimizer(torch.optim.Optimizer):
         self.loss: torch.Tensor | None = None
         self._recorded: list[torch.Tensor] = []
         self._begun: set[torch.Tensor] = set()
-        self._shared = _read_by_model_decisions(self.parts)
+        self._shared = read_by_model_decisions(self.parts)
 
     # ------------------------------------------------------------------ construction, state and its persistence
 
@@ -160,8 +129,12 @@ class Optimizer(torch.optim.Optimizer):
         """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
         if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
-        group = dict(param_group)
-        group["params"] = _listed(group["params"])
+        if "params" not in param_group:
+            raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
+        written = state.number_keys(self) | {"training"}  # by an optimizer whose groups are used again
+        group = {k: v for k, v in param_group.items() if k not in written}
+        params = group["params"]
+        group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
         self._check_group(group)
         self._check_shared([*self.param_groups, self.defaults | group])
         super().add_param_group(group)
@@ -172,11 +145,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for option in ("maximize", "skip_nonfinite"):
-            if not isinstance(options[option], bool):
-                raise TypeError(f"{self._title}: {option} must be True or False, not {options[option]!r}.")
+            check_flag(self._title, option, options[option])
         dtype = options["slot_dtype"]
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"{self._title}: slot_dtype must be a floating-point dtype or None, not {dtype!r}.")
+        if dtype is not None and dtype not in DTYPES:
+            raise TypeError(f"{self._title}: slot_dtype must be None or one of {_shown_dtypes()}, not {dtype!r}.")
 
     def _check_group(self, group: Group) -> None:
         fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
@@ -184,8 +156,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, field in part.fields.items():
                 if name in part.hypers():
                     if name in group:
-                        check(part.name, field, group[name])
-                        group[name] = tuple(group[name]) if isinstance(group[name], list) else group[name]
+                        group[name] = check(part.name, field, group[name])
                 else:
                     fixed[name] = getattr(part, name)
         for name, value in fixed.items():
@@ -194,15 +165,21 @@ class Optimizer(torch.optim.Optimizer):
                     f"{self._title}: {name} shapes the method and is {value!r} for all groups, not {group[name]!r} "
                     f"in one. Build a second optimizer for these parameters."
                 )
-        tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+        own = {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__} - {"params"}
+        if renamed := sorted(own & group.keys() - fixed.keys() - self.defaults.keys()):
+            raise ValueError(
+                f"{self._title}: {renamed[0]} is an option of the optimizer, not of a group; "
+                f"a group may have {', '.join(self.defaults)}."
+            )
+        tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in group["params"]]
         if not tensors:
             raise ValueError(f"{self._title}: a parameter group is empty. Give it parameters, or leave it out.")
         known = {p for g in getattr(self, "param_groups", ()) for p in g["params"]}
         for p in tensors:
             if not isinstance(p, torch.Tensor):
                 raise TypeError(f"{self._title}: parameters must be tensors, not {p!r}.")
-            if not p.is_floating_point():
-                raise TypeError(f"{self._title}: parameters must be real floating-point tensors, not {p.dtype}.")
+            if p.dtype not in DTYPES:
+                raise TypeError(f"{self._title}: parameters must be tensors of {_shown_dtypes()}, not {p.dtype}.")
             if p in known:
                 raise ValueError(f"{self._title}: a parameter of shape {tuple(p.shape)} was given twice. Give it once.")
             known.add(p)
@@ -223,8 +200,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
         super().__setstate__(state_)
-        if "parts" in state_:  # unpickled, not loaded
-            self._prepare()
+        self.defaults.pop("differentiable", None)  # torch adds its own option here
+        self._prepare()
         state.tie_numbers(self)
         self._begun = {p for p in self.state if float(self.state[p]["step"]) > 0}
 
@@ -244,11 +221,11 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded.append(self._scalar_loss(loss))
 
     def _scalar_loss(self, loss: Any) -> torch.Tensor:
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1 and not loss.is_complex():
             return loss.detach().to(self.device, torch.float64).reshape(())
-        if isinstance(loss, int | float) and not isinstance(loss, bool):
-            return number_from(loss, self.device)
-        shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        if is_real(loss):
+            return number_from(float(loss), self.device)
+        shown = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, torch.Tensor) else repr(loss)
         raise TypeError(f"{self._title}: the loss must be a number or a one-element tensor, not {shown}.")
 
     @torch.no_grad()
@@ -330,25 +307,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self, buckets: list[Bucket]) -> None:
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""
-        ok: torch.Tensor | None = None
-        if self.skip_nonfinite:
-            ok = (totals.gather(buckets, self._guard.run(self, buckets), self.device) == 0).all()
-            ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
         for bucket in buckets:
-            lr = bucket.group["lr"]
-            bucket.on = None if ok is None else ok.to(bucket.device)
-            if isinstance(lr, torch.Tensor):  # frozen, or not, by a value only the device knows
-                moving = (lr != 0).reshape(()).to(bucket.device)
-                bucket.on = moving if bucket.on is None else bucket.on & moving
-            for p in bucket.params:
-                if p not in self._begun:
-                    state.fill_start_slots(self, p)
-                    self._begun.add(p)
+            lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
+            bucket.on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
+        skipped = self.param_groups[0]["skipped"]
+        if self.skip_nonfinite:
+            moving = self.on_any(buckets)
+            ok = (self._rows(self._guard, buckets) == 0).all()
+            ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
+            skipped = skipped + (moving & ~ok)
+            _allow(buckets, ok)
+        for p in chain.from_iterable(bucket.params for bucket in buckets):
+            if p not in self._begun:
+                state.fill_start_slots(self, p)
+                self._begun.add(p)
         state.remember_numbers(self, buckets)
-        ran = self.on_any(buckets).double()
-        steps, skipped = self.param_groups[0]["steps"] + ran, self.param_groups[0]["skipped"]
-        if ok is not None:
-            skipped = skipped + (~ok).double()
+        steps = self.param_groups[0]["steps"] + self.on_any(buckets)
         for group in self.param_groups:
             group["steps"], group["skipped"] = steps, skipped
         for bucket in buckets:
@@ -382,20 +356,22 @@ class Optimizer(torch.optim.Optimizer):
         """Run a sweep on every tensor; return each role's sums: a vector over the live tensors, and if it is `each`."""
         if not (sweep.program.sums or sweep.program.stores):
             return {}
-        blocks = sweep.run(self, buckets)
         if not sweep.program.sums:
+            sweep.run(self, buckets)
             return {}
+        rows = self._rows(sweep, buckets)
+        if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
+            _allow(buckets, torch.isfinite(rows).all())
+        columns = iter(rows.unbind(1))
+        return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
+
+    def _rows(self, sweep: Sweep, buckets: list[Bucket]) -> torch.Tensor:
+        """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0, as if it were not there."""
+        blocks = sweep.run(self, buckets)
         for i, bucket in enumerate(buckets):
             if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
                 blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
-        rows = totals.gather(buckets, blocks, self.device)
-        if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
-            good = torch.isfinite(rows).all()
-            for bucket in buckets:
-                here = good.to(bucket.device)
-                bucket.on = here if bucket.on is None else bucket.on & here
-        columns = iter(rows.unbind(1))
-        return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
+        return totals.gather(buckets, blocks, self.device)
 
     def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part = self.parts[role]
@@ -454,10 +430,9 @@ class Optimizer(torch.optim.Optimizer):
         """
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
-            p = group["params"][0]
-            held = self.state[p]
-            t = held["step"].double().clamp(min=1.0).reshape(1)
-            bucket = Bucket(group, [p], [0], p.device, (), None, t, (held.get("rho", t[0]),))
+            t, rho = (self._largest(group, key) for key in ("step", "rho" if self.corrects else "step"))
+            rho = torch.where(t > 0, rho, 1.0)
+            bucket = Bucket(group, group["params"], [0], self.device, (), None, t.clamp(min=1.0).reshape(1), (rho,))
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):
@@ -475,6 +450,9 @@ class Optimizer(torch.optim.Optimizer):
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
         return dict(zip(found, read.tolist(), strict=True))
 
+    def _largest(self, group: Group, key: str) -> torch.Tensor:
+        return torch.stack([self.state[p][key].to(self.device) for p in group["params"]]).double().max()
+
     def __repr__(self) -> str:
         running = "native" if self._guard.native else "reference"
         recipe = " x ".join(_shown(part) for part in self.parts.values())
@@ -491,18 +469,22 @@ def _shown(part: Part) -> str:
     return f"{part.name}({values})"
 
 
+def _shown_dtypes() -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+
+
+def _allow(buckets: list[Bucket], flag: torch.Tensor) -> None:
+    """Let buckets change only where the flag holds too."""
+    for bucket in buckets:
+        here = flag.to(bucket.device)
+        bucket.on = here if bucket.on is None else bucket.on & here
+
+
 def _listed(params: Any) -> list[Any]:
-    """Parameters as a list, so that a generator is read once; torch refuses what is not iterable, but later."""
-    if isinstance(params, torch.Tensor):
-        raise TypeError("params must be an iterable of tensors, (name, tensor) pairs or dicts, not a tensor: use [p].")
+    """Parameters as a list, so that a generator is read once, in the same order in every run."""
+    if isinstance(params, torch.Tensor | str | dict | set | frozenset) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"params must be a list or an iterator of tensors, (name, tensor) pairs or dicts, not a "
+            f"{type(params).__name__}: use model.parameters() or [p]."
+        )
     return list(params)
-
-
-def _read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Hyper-parameters that a decision for the whole model reads: they must be equal in all groups."""
-    frame = DryFrame(parts)
-    for role, part in parts.items():
-        if hasattr(part, "decide") and part.scope == "model":
-            sums = len(inspect.signature(part.decide).parameters) - 1
-            part.decide(frame.place(role), *(torch.ones(1, dtype=torch.float64) for _ in range(sums)))
-    return sorted(set(frame.read_keys))

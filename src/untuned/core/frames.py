@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from untuned.core.parts import Part
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
 
 
 def number_from(value: Any, device: torch.device) -> torch.Tensor:

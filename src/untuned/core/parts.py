@@ -54,9 +54,7 @@ class Part(abc.ABC):
 
     def __post_init__(self) -> None:
         for name, field in self.fields.items():
-            check(self.name, field, getattr(self, name))
-            if isinstance(field.default, tuple):
-                setattr(self, name, tuple(getattr(self, name)))
+            setattr(self, name, check(self.name, field, getattr(self, name)))
 
     @property
     def name(self) -> str:

@@ -80,14 +80,14 @@ def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
             held[key] = held[key].to(p.device)
         for group in opt.param_groups:
             for key, value in group.items():
-                if isinstance(value, torch.Tensor) and key in _number_keys(opt):
+                if isinstance(value, torch.Tensor) and key in number_keys(opt):
                     group[key] = value.to(opt.device)
     for key in keys:
         if held[key].dtype != dtype:
             held[key] = held[key].to(dtype)
 
 
-def _number_keys(opt: Optimizer) -> set[str]:
+def number_keys(opt: Optimizer) -> set[str]:
     return {"steps", "skipped"} | {n.key for _, n in _numbers(opt, per_tensor=False)}
 
 
@@ -106,7 +106,7 @@ def tie_numbers(opt: Optimizer) -> None:
     first = opt.param_groups[0]
     shared = {"steps", "skipped"} | {n.key for part, n in _numbers(opt, per_tensor=False) if part.scope == "model"}
     for group in opt.param_groups:
-        for key in _number_keys(opt):
+        for key in number_keys(opt):
             source = first if key in shared else group
             if key in source:
                 group[key] = number_from(source[key], opt.device)

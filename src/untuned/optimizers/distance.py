@@ -62,11 +62,11 @@ class DAdaptAdam(Optimizer):
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = untuned.DAdaptAdam([w])
-    >>> for _ in range(100):
+    >>> for _ in range(12):
     ...     optimizer.zero_grad()
     ...     (w - torch.tensor([1.0, 2.0])).abs().sum().backward()
     ...     optimizer.step()
-    >>> 0.1 < optimizer.metrics()["d"] < 4.0              # the largest coordinate has 2.0 to go
+    >>> 0.5 < optimizer.metrics()["d"] < 4.0              # from 1e-6; the largest coordinate had 2.0 to go
     True
     """
 

@@ -85,7 +85,7 @@ def compare(
     if not task:
         task, budget = DEMO_TASKS, budget or DEMO_BUDGET
     study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
-    name = "+".join(entry.name.replace(":", ".") for entry in study.tasks)
+    name = "+".join(task).replace(":", ".")[:60]
     store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
     console.print(f"report: {report.write(store.folder)}", highlight=False, soft_wrap=True)
     _exit_if_crashed(store)

@@ -1,7 +1,6 @@
 """What a study runs: tasks x methods x learning rates x seeds, resolved and checked before anything is written."""
 
 import ast
-import difflib
 import hashlib
 import json
 import math
@@ -124,12 +123,11 @@ def label(method: str, options: dict[str, Any]) -> str:
 
 
 def known_method(name: str) -> str:
-    """Return the name if it is registered, else raise StudyError with those that look like it."""
-    if name not in untuned.list():
-        near = difflib.get_close_matches(name.replace("-", "_"), untuned.list(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(untuned.list())}"
-        raise StudyError(f"unknown method {name!r}; {hint}")
-    return name
+    """Return the name of a registered method; raises StudyError with those that look like it otherwise."""
+    try:
+        return untuned.get(name).name
+    except ValueError as error:
+        raise StudyError(str(error)) from None
 
 
 class MethodSpec(NamedTuple):

@@ -10,7 +10,7 @@ import platform
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -58,6 +58,7 @@ class Store:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._ledger: sqlite3.Connection | None = None
         try:
             self.study = Study.model_validate_json((self.folder / "study.json").read_bytes())
         except FileNotFoundError:
@@ -69,20 +70,24 @@ class Store:
     def create(cls, folder: Path | str, study: Study) -> Self:
         """Open the folder for `study`, new or to resume; a folder with anything else in it is refused untouched."""
         folder = Path(folder)
-        if folder.is_dir() and (folder / "study.json").exists():
-            store = cls(folder)
-            if store.study.canonical() != study.canonical():
+        if (folder / "study.json").exists():
+            there = cls(folder).study
+            if there.canonical() != study.canonical():
+                names = [name for name in Study.model_fields if getattr(there, name) != getattr(study, name)]
                 raise StudyError(
-                    f"{folder} holds a different study ({_difference(store.study, study)}); choose another --out"
+                    f"{folder} holds a different study (it differs in {' and '.join(names)}); choose another --out"
                 )
-        elif folder.exists() and (not folder.is_dir() or any(p for p in folder.iterdir() if p.name[0] != ".")):
-            raise StudyError(f"{folder} exists and holds no study; choose another --out")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if any(path.name[0] != "." for path in folder.iterdir()):
+                    raise StudyError(f"{folder} exists and holds no study; choose another --out")
+                _write(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
+            except OSError as error:
+                raise StudyError(f"cannot write a study to {folder} ({error}); choose another --out") from error
         (folder / "curves").mkdir(exist_ok=True)
         store = cls(folder)
-        with store._ledger() as ledger:
+        with store._connect() as ledger:
             ledger.execute("pragma journal_mode = wal")
             ledger.execute(_CREATE)
         return store
@@ -100,8 +105,10 @@ class Store:
         try:
             for leftover in (self.folder / "curves").glob(".*"):
                 leftover.unlink(missing_ok=True)
-            yield
+            with self._connect() as self._ledger:
+                yield
         finally:
+            self._ledger = None
             lock.close()
 
     def start(self, run: Run) -> None:
@@ -128,7 +135,7 @@ class Store:
                 {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
             ),
         }
-        with self._ledger() as ledger:
+        with self._writable as ledger:
             ledger.execute(
                 f"insert or replace into runs({', '.join(row)}) values ({', '.join('?' * len(row))})",
                 tuple(row.values()),
@@ -137,7 +144,7 @@ class Store:
     def finish(self, run: Run, result: Result) -> None:
         """Enter the end of the run; its curve is on disk already."""
         final = None if result.final is None else json.dumps(result.final)
-        with self._ledger() as ledger:
+        with self._writable as ledger:
             ledger.execute(
                 "update runs set status = ?, seconds = ?, steps = ?, final = ?, error = ? where run = ?",
                 (result.status, result.seconds, result.steps, final, result.error, run.id),
@@ -149,12 +156,12 @@ class Store:
 
     def statuses(self) -> dict[str, str]:
         """Status by run."""
-        with self._ledger() as ledger:
+        with self._connect() as ledger:
             return dict(ledger.execute("select run, status from runs"))
 
     def runs(self) -> pa.Table:
         """The ledger, one row a run; `final`, `options`, `versions` and `machine` are JSON."""
-        with self._ledger() as ledger:
+        with self._connect() as ledger:
             rows = ledger.execute(f"select {', '.join(LEDGER.names)} from runs order by started, run").fetchall()
         columns = zip(*rows, strict=True) if rows else [()] * len(LEDGER)
         return pa.table([list(column) for column in columns], schema=LEDGER)
@@ -179,24 +186,21 @@ class Store:
     def _curve(self, run: str) -> Path:
         return self.folder / "curves" / f"{run}.parquet"
 
+    @property
+    def _writable(self) -> sqlite3.Connection:
+        if self._ledger is None:
+            raise RuntimeError("Store: runs are entered inside `with store.writing()` only")
+        return self._ledger
+
     @contextmanager
-    def _ledger(self) -> Iterator[sqlite3.Connection]:
-        """One transaction."""
-        ledger = sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)
-        try:
-            with ledger:
-                yield ledger
-        finally:
-            ledger.close()
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as ledger:
+            # What is committed survives the death of the process, as it is in the hands of the operating system.
+            ledger.execute("pragma synchronous = normal")
+            yield ledger
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write(temporary)
     temporary.replace(path)
-
-
-def _difference(there: Study, here: Study) -> str:
-    return "it differs in " + " and ".join(
-        name for name in Study.model_fields if getattr(there, name) != getattr(here, name)
-    )

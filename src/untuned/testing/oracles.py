@@ -141,7 +141,7 @@ def momo(
     ``lower_bound``, and the model's constants ``loss_average`` and ``gamma``.
     """
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
-    d, gamma, seen = _zeros(x), [0.0 for _ in x], [0 for _ in x]
+    d, gamma = _zeros(x), [0.0 for _ in x]
     F, Gamma, L, k_F = 0.0, 0.0, lb, 0
     iterates, rows = [], []
     for k in range(1, steps + 1):
@@ -149,13 +149,12 @@ def momo(
         moving = _moving(rates[k])
         t = theta = 0.0
         if moving:
-            # Without bias correction the averages start at their first sample: beta is 0 once.
+            # Without bias correction the averages start at the model's first sample: beta is 0 once. A tensor that
+            # joins later keeps the weights of F, so that all three average one linearisation of the loss.
             k_F += 1
             b = beta if bias_correction or k_F > 1 else 0.0
             F = b * F + (1 - b) * f
             for i, _ in moving:
-                seen[i] += 1
-                b = beta if bias_correction or seen[i] > 1 else 0.0
                 d[i] = b * d[i] + (1 - b) * grads[i]
                 gamma[i] = b * gamma[i] + (1 - b) * _dot(grads[i], x[i])
             rho = 1 - beta**k_F if bias_correction else 1.0

@@ -1,0 +1,59 @@
+"""The order of a recipe's verbs and decisions, found once from the parts.
+
+The number of sweeps is the cost model: a plain method has one, an adaptive one two.
+"""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from untuned.core.frames import DryFrame
+
+Plan = list[tuple[list[tuple[str, str]], list[str]]]
+
+
+def plan(parts: dict[str, Any]) -> Plan:
+    """Sweeps in order, each as (its verbs, the roles that decide on its sums).
+
+    A decision without sums follows the step size's, or comes first if nothing is measured.
+    """
+
+    def has(role: str, verb: str) -> bool:
+        return hasattr(parts[role], verb)
+
+    sweeps: Plan = []
+    deciders = [role for role in ("step_size", "iterate") if has(role, "decide")]
+    if has("direction", "look"):
+        sweeps.append(([("direction", "look")], ["direction"]))
+    elif has("direction", "decide"):
+        deciders.insert(0, "direction")
+    body = [("direction", "accumulate")] if has("direction", "accumulate") else []
+    measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
+    move = ("iterate", "move")
+    if not measures:
+        if deciders:
+            sweeps.append(([], deciders))
+        return [*sweeps, ([*body, move], [])]
+    if len(measures) == 2 and parts["iterate"].wants_size:  # x.size is known only after the step size has decided
+        sweeps.append((body + measures[:1], [role for role in deciders if role != "iterate"]))
+        sweeps.append((measures[1:], ["iterate"]))
+    else:
+        sweeps.append((body + measures, deciders))
+    return [*sweeps, ([move], [])]
+
+
+def read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Hyper-parameters that a decision for the whole model reads: they must be equal in all groups."""
+    frame = DryFrame(parts)
+    for role, part in parts.items():
+        if hasattr(part, "decide") and part.scope == "model":
+            sums = len(inspect.signature(part.decide).parameters) - 1
+            part.decide(frame.place(role), *(torch.ones(1, dtype=torch.float64) for _ in range(sums)))
+    return sorted(set(frame.read_keys))
