@@ -165,7 +165,14 @@ def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -
     sums: list[Symbol] = []
     apart: dict[str, list[bool]] = {}
     for role, verb in verbs:
-        out: Any = getattr(parts[role], verb)(frame.place(role))
+        try:
+            out: Any = getattr(parts[role], verb)(frame.place(role))
+        except TypeError as error:
+            recipe = " x ".join(part.name for part in parts.values())
+            raise TypeError(
+                f"{recipe}: the verb {verb!r} of {parts[role].name} is not elementwise math as untuned.core.place has "
+                f"it ({error})"
+            ) from error
         if out is not None:
             out = out if isinstance(out, tuple) else (out,)
             apart[role] = [isinstance(q, Each) for q in out]

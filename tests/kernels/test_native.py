@@ -1,0 +1,254 @@
+"""Kernels agree with the reference for every method and dtype, whatever the tensors look like."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import untuned
+from untuned.core.declare import hyper
+from untuned.core.parts import StepSize
+from untuned.directions import TAM, Adam, Gradient, Momentum
+from untuned.iterates import Mechanic, ScheduleFree
+from untuned.kernels import native
+from untuned.kernels.program import trace
+from untuned.step_sizes import Fixed, MoMo, Prodigy
+from untuned.weight_decay import Proximal
+
+pytest.importorskip("numba")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.02, "weight_decay": 0.01},
+    "adamw": {"lr": 0.02},
+    "adatam": {"lr": 0.002, "weight_decay": 0.01},
+    "adatamw": {"lr": 0.002},
+    "dadapt_adam": {"d0": 1e-3, "weight_decay": 0.01, "use_bias_correction": True},
+    "mechanic_adamw": {"lr": 0.1, "s_init": 0.1, "weight_decay": 0.1},
+    "mechanic_sgd": {"lr": 0.1, "s_init": 0.1},
+    "momo": {"weight_decay": 0.01, "use_fstar": True, "lb": -1.0},
+    "momo_adam": {"lr": 0.1, "weight_decay": 0.01, "divide": False},
+    "prodigy": {"d0": 1e-3, "weight_decay": 0.1, "safeguard_warmup": True},
+    "schedule_free_adamw": {"lr": 0.02, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5},
+    "schedule_free_sgd": {"lr": 0.2, "weight_decay": 0.01},
+    "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+    "tam": {"lr": 0.05, "weight_decay": 0.01},
+}
+COMPOSED = {
+    "momo x schedule-free": lambda: (Adam(), MoMo(0.1), ScheduleFree(), Proximal(0.01)),
+    "prodigy x momentum": lambda: (Momentum(0.9, 0.5), Prodigy(d0=0.05), None, None),
+    "mechanic x tam": lambda: (TAM(scope="group"), Fixed(0.1), Mechanic(s_init=0.1), None),
+    "mechanic x momo": lambda: (Gradient(), MoMo(1.0), Mechanic(s_init=0.1), None),
+}
+ALL = [*untuned.list(), *COMPOSED]
+
+
+def build(name: str, params: Any, **engine: Any) -> untuned.Optimizer:
+    if name in COMPOSED:
+        return untuned.compose(params, *COMPOSED[name](), **engine)
+    return untuned.create(params, name, **OPTIONS[name], **engine)
+
+
+def start(dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 3), (40_000,), (), (2, 3, 4, 4), (0, 3)]  # more than two chunks, a scalar, channels last, nothing
+    values = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+    values[3] = values[3].to(memory_format=torch.channels_last)
+    return [torch.nn.Parameter(v) for v in values]
+
+
+def run(name: str, dtype: torch.dtype, steps: int, **engine: Any) -> tuple[list[torch.Tensor], untuned.Optimizer]:
+    """Steps on noisy gradients that do not depend on the path, so that differences show and are not amplified."""
+    params = start(dtype)
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    optimizer = build(name, groups, **engine)
+    optimizer.param_groups[1]["lr"] /= 2
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for p in params:
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype)
+            p.grad = (p.detach() + 0.3 * noise).contiguous(
+                memory_format=torch.channels_last if p.dim() == 4 else torch.contiguous_format
+            )
+        optimizer.step(loss=sum(p.detach().double().square().sum() for p in params) / 2)
+    return [p.detach() for p in params], optimizer
+
+
+def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    largest = max(float(q.abs().max()) for q in b if q.numel())
+    return max(float((p.double() - q.double()).abs().max()) for p, q in zip(a, b, strict=True) if p.numel()) / largest
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float32_kernel_equals_reference(name: str) -> None:
+    ours, optimizer = run(name, torch.float32, 3, execution="native")
+    reference, _ = run(name, torch.float32, 3, execution="reference")
+    assert difference(ours, reference) < 1e-6
+    assert difference(ours, [p.detach() for p in start(torch.float32)]) > 1e-5  # something moved
+    ran = [sweep for sweep, _ in optimizer._plan if sweep.calls]
+    assert ran
+    assert [len(sweep.rest) for sweep in ran] == [1] * len(ran)  # only the empty tensor went the reference way
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float64_kernel_equals_reference(name: str) -> None:
+    ours, _ = run(name, torch.float64, 20, execution="native")
+    reference, _ = run(name, torch.float64, 20, execution="reference")
+    assert difference(ours, reference) < 1e-10
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("slot_dtype", [None, torch.bfloat16])
+def test_bfloat16_kernel_equals_reference(name: str, slot_dtype: torch.dtype | None) -> None:
+    ours, optimizer = run(name, torch.bfloat16, 3, execution="native", slot_dtype=slot_dtype)
+    reference, _ = run(name, torch.bfloat16, 3, execution="reference", slot_dtype=slot_dtype)
+    # The same float32 arithmetic up to its rounding may fall on either side of a bfloat16 rounding boundary: one unit
+    # in the last place of some element, which the next steps carry on.
+    assert difference(ours, reference) < 2**-7
+    apart = sum(int((p != q).sum()) for p, q in zip(ours, reference, strict=True))
+    assert apart < 0.02 * sum(p.numel() for p in ours)
+    held = {v.dtype for s in optimizer.state.values() for v in s.values() if v.dim()}
+    assert held <= {slot_dtype or torch.float32}
+
+
+@pytest.mark.parametrize("name", ["momo_adam", "prodigy", "mechanic_adamw", "tam"])
+def test_threads_do_not_change_the_result(name: str) -> None:
+    one, _ = run(name, torch.float32, 5, execution="native")
+    torch.set_num_threads(2)
+    try:
+        two, _ = run(name, torch.float32, 5, execution="native")
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(p, q) for p, q in zip(one, two, strict=True))
+
+
+def test_what_kernels_cannot_take_goes_the_reference_way_in_the_same_step() -> None:
+    strange = {
+        "transposed": torch.randn(4, 6).t(),
+        "strided": torch.randn(8, 6)[::2],
+        "half": torch.randn(7).half(),
+        "plain": torch.randn(5, 5),
+    }
+    results = []
+    for execution in ("native", "reference"):
+        params = [torch.nn.Parameter(v.clone(memory_format=torch.preserve_format)) for v in strange.values()]
+        params[1] = torch.nn.Parameter(torch.zeros(8, 6)[::2].copy_(strange["strided"]))
+        assert params[1].stride() == (12, 1)
+        optimizer = untuned.MoMoAdam(params, lr=0.1, execution=execution)
+        for _ in range(3):
+            for p in params:
+                p.grad = p.detach() * 2
+            optimizer.step(loss=sum(p.detach().double().square().sum() for p in params))
+        results.append([p.detach() for p in params])
+        if execution == "native":
+            assert len(optimizer._plan[0][0].rest) == 3
+            assert len(optimizer._plan[0][0].calls) == 1
+    assert difference(*results) < 1e-6
+
+
+def test_nothing_is_compiled_again_when_values_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.ones(10))
+    optimizer = untuned.MoMoAdam([p], lr=0.1, weight_decay=0.1, execution="native")
+
+    def step(loss: float) -> None:
+        p.grad = torch.full_like(p, loss)
+        optimizer.step(loss=loss)
+
+    step(1.0)
+    monkeypatch.setattr(native, "compile_source", lambda source: pytest.fail("compiled again"))
+    calls = [call for sweep, _ in optimizer._plan for call in sweep.calls]
+    for i in range(20):
+        optimizer.param_groups[0].update(lr=0.1 / (i + 1), weight_decay=0.01 * i, eps=1e-8 * (i + 1))
+        step(float(i))
+    assert [call for sweep, _ in optimizer._plan for call in sweep.calls] == calls
+    assert [len(call.function.signatures) for call in calls] == [1, 1]
+
+
+# Tensors read and written per parameter in all sweeps of a step: the traffic of the method, without the guard's read.
+STREAMS = {
+    "sgd": 5,
+    "adamw": 7,
+    "momo": 7,
+    "momo_adam": 10,
+    "schedule_free_adamw": 7,
+    "adatamw": 9,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_traffic(name: str) -> None:
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = untuned.create([torch.nn.Parameter(torch.ones(3))], name, **options)
+    streams = [sweep.program.streams() for sweep, _ in optimizer._plan]
+    assert sum(len(read) + len(written) for read, written in streams) == STREAMS[name]
+
+
+def test_slots_replaced_by_the_user_are_found_again() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = untuned.AdamW([p], lr=0.1, execution="native")
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[p]["exp_avg"] = torch.full((3,), 100.0)
+    twin = copy.deepcopy(optimizer)
+    twin.execution = "reference"
+    twin._prepare()
+    q = twin.param_groups[0]["params"][0]
+    q.grad = torch.ones(3)
+    optimizer.step()
+    twin.step()
+    assert float((p - q).detach().abs().max()) < 1e-6
+    assert float(p.detach().min()) < -1
+
+
+def test_in_place_writes_are_seen_by_autograd() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = untuned.SGD([p], lr=0.1, execution="native")
+    loss = (p**3).sum()
+    p.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class Branching(StepSize):
+    """A step size that breaks the rules of a body."""
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+
+    def size(self, x: Any) -> tuple[Any, Any]:
+        return (x.lr if x.t > 10 else 0.0), x.lr
+
+
+class Foreign(StepSize):
+    """A step size that uses a function of torch in its body."""
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+
+    def size(self, x: Any) -> tuple[Any, Any]:
+        return torch.sin(x.lr), x.lr
+
+
+@pytest.mark.parametrize("rule", [Branching, Foreign])
+def test_bodies_that_cannot_be_traced_are_refused_at_construction(rule: type[StepSize]) -> None:
+    with pytest.raises(TypeError, match=rf"{rule.__name__} x .*move.*elementwise"):
+        untuned.compose([torch.nn.Parameter(torch.ones(3))], step_size=rule())
+
+
+def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
+    optimizer = untuned.AdamW([torch.nn.Parameter(torch.ones(3))])
+    program = trace(optimizer.parts, [("direction", "accumulate"), ("iterate", "move")], maximize=False)
+    types = dict.fromkeys(("p", "g", "exp_avg", "exp_avg_sq"), "float32")
+    source = native.Writer(program, types, parallel=False).source
+    loop = source[source.index("for i in range(n):") :]
+    assert "**" not in loop  # beta2 ** t is computed once per chunk
+    assert loop.count("sqrt(") == 1
+    assert loop.count(" / ") <= 2
+
+
+def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("untuned.kernels.sweep.native_available", False)
+    monkeypatch.setattr("untuned.core.engine.native_available", False)
+    p = torch.nn.Parameter(torch.ones(3))
+    assert "reference execution" in repr(untuned.AdamW([p]))
+    with pytest.raises(ValueError, match=r"needs numba: pip install 'untuned\[kernels\]'"):
+        untuned.AdamW([p], execution="native")
