@@ -110,6 +110,53 @@ def test_step_with_lr_0_everywhere_does_not_happen(oracle, options):
 
 
 @every_oracle
+def test_tensor_paused_mid_run_stands_still(oracle, options):
+    pause = [{"indices": [1], "schedule": [1.0] * 5 + [0.0] * 5 + [1.0] * 5}]
+    iterates, _ = oracle(START, logistic, 15, groups=pause, **options)
+    moves = np.diff(vector([x[1:] for x in iterates]), axis=0).any(axis=1)
+    assert moves.tolist() == [True] * 4 + [False] * 5 + [True] * 5
+    assert np.diff(vector([x[:1] for x in iterates]), axis=0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "tam", "adatam", "schedule_free_sgd", "schedule_free_adamw"])
+def test_pause_deletes_the_steps_of_a_tensor_that_shares_nothing(name):
+    oracle, options = EVERY[name]
+    acting = [0, 2, 3, 7, 8]
+    rng = np.random.default_rng(0)
+    noise = [[rng.normal(size=a.shape) for a in START] for _ in range(9)]
+    groups = [{"indices": [1], "schedule": [float(s in acting) for s in range(9)]}]
+    paused, _ = oracle(START, lambda x, k: (0.0, noise[k - 1]), 9, groups=groups, **options)
+    steady, _ = oracle(START, lambda x, k: (0.0, noise[acting[k - 1]]), 5, **options)
+    assert_same([paused[s][1:] for s in acting], [x[1:] for x in steady], tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "options", "scalar"),
+    [
+        (oracles.momo, {"lr": 1e-3}, "t"),
+        (oracles.momo, {"lr": 1e-3, "bias_correction": True}, "t"),
+        (oracles.momo_adam, {"lr": 1e-3}, "t"),
+        (oracles.prodigy, {"lr": 1e-3, "d0": 50.0}, "d_hat"),
+        (oracles.dadapt_adam, {"lr": 1e-3, "d0": 50.0, "growth_rate": 1.0}, "d_hat"),
+    ],
+)
+def test_tensor_paused_mid_run_leaves_every_sum_with_its_past(oracle, options, scalar):
+    """Cap and d0 are such that the first tensor moves alike with and without the second: their sums must then agree."""
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=2) for _ in range(20)]
+
+    def problem(x, k):
+        return float((x[0] ** 2).sum()) / 2, [x[0], noise[k - 1]][: len(x)]
+
+    pause = [{"indices": [1], "schedule": [1.0] * 10 + [0.0] * 10}]
+    both, scalars = oracle(START, problem, 20, groups=pause, **options)
+    alone, expected = oracle(START[:1], problem, 20, **options)
+    assert_same([x[:1] for x in both], alone, 1e-14)
+    np.testing.assert_allclose(scalars[scalar][10:], expected[scalar][10:], rtol=1e-12)
+    assert (np.abs(np.subtract(scalars[scalar], expected[scalar]))[1:10] > 1e-6).all()
+
+
+@every_oracle
 def test_groups_alike_are_one_group(oracle, options):
     options = {"lr": 1.0, "weight_decay": 0.0, **options}
     alike = [{"indices": [i], "lr": options["lr"], "weight_decay": options["weight_decay"]} for i in (1, 0)]
@@ -596,6 +643,7 @@ MECHANIC_BASES = [
     ("sgd", oracles.sgd, {"momentum": 0.9}),
     ("sgd", oracles.sgd, {"momentum": 0.8, "nesterov": True}),
     ("sgd", oracles.sgd, {"momentum": 0.9, "dampening": 0.5}),
+    ("sgd", oracles.sgd, {"momentum": 0.0, "dampening": 0.5}),
     ("adamw", oracles.adamw, {}),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from untuned import optimizers
-from untuned.core.engine import Optimizer
+from untuned.core.engine import EngineOptions, Optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def names() -> list[str]:
 def get(name: str) -> Method:
     """The method of that name; raises `ValueError` with the nearest names otherwise."""
     if name not in _METHODS:
-        near = difflib.get_close_matches(name, _METHODS, n=3) or names()
+        near = difflib.get_close_matches(str(name).lower(), _METHODS, n=3) or names()
         raise ValueError(f"no method is called {name!r}; did you mean {', '.join(near)}? `untuned list` shows all.")
     return _METHODS[name]
 
@@ -68,8 +68,8 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
     """The optimizer called `name` with `options` of its class.
 
     Given a module, parameters with fewer than two dimensions (biases and norm weights) are put in a group without
-    weight decay, if `options` asks for any; parameters that need no gradient are left out. Given parameters or groups,
-    these are used as they are.
+    weight decay, if there is any; parameters that need no gradient are left out. Given parameters or groups, these are
+    used as they are.
 
     >>> import torch, untuned
     >>> model = torch.nn.Linear(3, 2)
@@ -78,7 +78,8 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
     [(1, 0.1), (1, 0.0)]
     """
     method = get(name)
-    known = set(inspect.signature(method.optimizer).parameters) - {"params", "engine"} | _ENGINE_OPTIONS
+    signature = inspect.signature(method.optimizer).parameters
+    known = {*signature, *EngineOptions.__annotations__} - {"params", "engine"}
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=3) or sorted(known)
@@ -86,12 +87,9 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
     params = model_or_params
     if isinstance(model_or_params, torch.nn.Module):
         params = [(n, p) for n, p in model_or_params.named_parameters() if p.requires_grad]
-        if options.get("weight_decay", 0.0) != 0.0:
+        if options.get("weight_decay", signature["weight_decay"].default) != 0.0:
             decayed = [(n, p) for n, p in params if p.dim() >= 2]
             kept = [(n, p) for n, p in params if p.dim() < 2]
             groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
             params = [g for g in groups if g["params"]]
     return method.optimizer(params, **options)
-
-
-_ENGINE_OPTIONS = {"maximize", "skip_nonfinite", "slot_dtype", "loss_group"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +17,14 @@ from untuned.weight_decay import Coupled, Decoupled, Proximal
 
 Build = Callable[..., untuned.Optimizer]
 
-EXECUTION = os.environ.get("UNTUNED_TEST_EXECUTION", "reference")  # the kernels have their own tests of agreement
+execution = "reference"  # set by the option --execution
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.05, "weight_decay": 0.01},
     "adamw": {"lr": 0.05, "weight_decay": 0.1},
     "adatam": {"lr": 0.005, "weight_decay": 0.01},
     "adatamw": {"lr": 0.005, "weight_decay": 0.1},
-    "dadapt_adam": {"d0": 1e-2, "weight_decay": 0.01},
+    "dadapt_adam": {"d0": 1e-3, "weight_decay": 0.01},
     "mechanic_adamw": {"lr": 0.1, "s_init": 0.1, "weight_decay": 0.1},
     "mechanic_sgd": {"lr": 1.0, "s_init": 0.1, "weight_decay": 0.01},
     "momo": {"lr": 1.0, "weight_decay": 0.01},
@@ -39,14 +39,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def _registered(name: str) -> Build:
     def build(params: Any, **changes: Any) -> untuned.Optimizer:
-        return untuned.create(params, name, **{"execution": EXECUTION} | OPTIONS[name] | changes)
+        return untuned.create(params, name, **{"execution": execution} | OPTIONS[name] | changes)
 
     return build
 
 
 def _composed(lr: float, parts: Callable[[Any], dict[str, Any]]) -> Build:
     def build(params: Any, lr: Any = lr, **engine: Any) -> untuned.Optimizer:
-        return untuned.compose(params, **parts(lr), **{"execution": EXECUTION} | engine)
+        return untuned.compose(params, **parts(lr), **{"execution": execution} | engine)
 
     return build
 
@@ -80,7 +80,7 @@ COMPOSITIONS: dict[str, Build] = {
         1.0, lambda lr: {"direction": Adam(), "step_size": Prodigy(lr, d0=1e-2), "decay": Decoupled(0.1)}
     ),
     "prodigy on momentum": _composed(
-        0.1, lambda lr: {"direction": Momentum(0.9), "step_size": Prodigy(lr, d0=1e-2), "decay": Decoupled(0.1)}
+        1.0, lambda lr: {"direction": Momentum(0.9), "step_size": Prodigy(lr, d0=0.5), "decay": Decoupled(0.1)}
     ),
     "schedule_free on prodigy": _composed(
         1.0, lambda lr: {"direction": RMSProp(), "step_size": Prodigy(lr, d0=1e-2), "iterate": ScheduleFree()}
@@ -119,6 +119,15 @@ def train(model: nn.Module, optimizer: untuned.Optimizer, steps: range) -> list[
         optimizer.step(loss=loss)
         losses.append(loss.item())
     return losses
+
+
+def twin(optimizer: untuned.Optimizer) -> untuned.Optimizer:
+    """A copy over parameters of its own, with copies of their gradients, which deepcopy leaves out."""
+    other = copy.deepcopy(optimizer)
+    for group, copied in zip(optimizer.param_groups, other.param_groups, strict=True):
+        for p, q in zip(group["params"], copied["params"], strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+    return other
 
 
 def everything(optimizer: torch.optim.Optimizer) -> dict[tuple[Any, ...], Tensor]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,56 +56,43 @@ def undisturbed(of: Study) -> dict[str, tuple[str, str | None, int, pa.Table]]:
     return expected
 
 
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return (
-        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc").is_dir() else True
-    )
-
-
 class Command:
-    """`untuned compare` on a slow tiny task in a process of its own, whose workers leave their ids in a folder."""
+    """`untuned compare` on a slow tiny task in a process of its own."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, workers: int) -> None:
         self.out = out
-        self.pids = out.with_suffix(".pids")
-        self.pids.mkdir()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "untuned.study.cli", "compare", "tiny:Slow", "--methods", "sgd(momentum=0.9),adam",
-             "--lr", "1e-2,1e-1,1", "--seeds", "2", "--workers", "2", "--out", out],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "TINY_PIDS": str(self.pids)},
+             "--lr", "1e-2,1e-1,1", "--seeds", "2", "--workers", str(workers), "--out", out],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )  # fmt: skip
 
-    def workers(self) -> list[int]:
-        return [pid for pid in map(int, os.listdir(self.pids)) if alive(pid)]
+    def until(self, runs: int, *statuses: str) -> None:
+        """Wait until so many runs are in the ledger with one of the statuses."""
+        limit = time.monotonic() + PATIENCE
+        seen: list[str] = []
+        while sum(status in statuses for status in seen) < runs:
+            assert time.monotonic() < limit, "waited too long"
+            assert self.process.poll() is None, self.output()
+            time.sleep(0.02)
+            with contextlib.suppress(StudyError, sqlite3.OperationalError):  # not there yet
+                seen = list(Store(self.out).statuses().values())
 
-    def ended(self) -> int:
-        """Runs in the ledger that are not running."""
-        with contextlib.suppress(StudyError, sqlite3.OperationalError):  # not there yet
-            return sum(status != "running" for status in Store(self.out).statuses().values())
-        return 0
+    def output(self) -> str:
+        """All output; comes when the last process that can write any has ended, workers included."""
+        return self.process.communicate(timeout=PATIENCE)[0]
 
 
 @pytest.fixture
-def command() -> Iterator[Callable[..., Command]]:
+def command() -> Iterator[Callable[[Path, int], Command]]:
     started: list[Command] = []
 
-    def start(out: Path) -> Command:
-        started.append(Command(out))
+    def start(out: Path, workers: int) -> Command:
+        started.append(Command(out, workers))
         return started[-1]
 
     yield start
@@ -116,84 +102,63 @@ def command() -> Iterator[Callable[..., Command]]:
         one.process.communicate()
 
 
-def test_a_crash_costs_its_run_and_nothing_else(tmp_path: Path) -> None:
-    of = resolve(["tiny:Line", "tiny:Raises", "tiny:Dies"], parse_methods("adam"), (0.1,), seeds=2)
-    store = Store.create(tmp_path / "study", of)
-    sweep(store, 1, Silent())
-    rows = {(row["task"], row["seed"]): row for row in store.runs().to_pylist()}
-    broken = [("tiny:Raises", 1), ("tiny:Dies", 1)]
-    for key, row in rows.items():
-        assert row["status"] == ("crashed" if key in broken else "done"), (key, row["error"])
-        assert (row["final"] is None) == (row["error"] is not None) == (key in broken)
-    assert len(rows) == 6
-    assert "RuntimeError: the third epoch is lost" in rows["tiny:Raises", 1]["error"]
-    assert rows["tiny:Dies", 1]["error"] == "the worker process was killed by SIGKILL"
-    assert store.curve(rows["tiny:Raises", 1]["run"]).num_rows == 11
-    assert store.curve(rows["tiny:Dies", 1]["run"]).num_rows == 0
-    assert pending(store) == []
-    assert [(run.task, run.seed) for run in pending(store, retry_crashed=True)] == broken
-
-
 def test_kill_nine_of_parent_and_worker_loses_only_what_was_running(
-    tmp_path: Path, command: Callable[[Path], Command]
+    tmp_path: Path, command: Callable[[Path, int], Command]
 ) -> None:
     out = tmp_path / "study"
     least, pause = random.randint(1, 4), random.uniform(0, 0.4)
     print(f"the parent is killed {pause:.3f} s after {least} runs")
-    run = command(out)
-    until(lambda: run.ended() >= least)
+    compare = command(out, 2)
+    compare.until(least, "done", "diverged")
     time.sleep(pause)
-    workers = run.workers()
-    run.process.kill()
-    run.process.wait()
-    assert workers
-    until(lambda: not any(map(alive, workers)))
+    compare.process.kill()
+    compare.output()  # no worker is left
     store = Store(out)
     before = store.runs().to_pylist()
-    done = {row["run"]: row["started"] for row in before if row["status"] != "running"}
-    assert len(before) - len(done) <= 2
-    assert least <= len(done) < 12
+    finished = {row["run"]: row["started"] for row in before if row["status"] != "running"}
+    assert len(before) - len(finished) <= 2
+    assert least <= len(finished) < 12
     (out / "curves" / ".half-written").touch()
 
     class KillWorker(Silent):
         """Kills the worker at a random moment of its second run."""
 
-        ended_runs = 0
+        runs = 0
 
         def started(self, run: Run) -> None:
-            if self.ended_runs == 1:
+            self.runs += 1
+            if self.runs == 2:
                 [worker] = multiprocessing.active_children()
                 threading.Timer(random.uniform(0, 0.2), worker.kill).start()
 
-        def ended(self, run: Run, result: Result) -> None:
-            self.ended_runs += 1
-
     sweep(store, 1, KillWorker())
-    counts = Counter(store.statuses().values())
-    assert counts["crashed"] == 1
-    assert counts["done"] + counts["diverged"] == 11
-    assert counts["diverged"]
+    crashed = [row for row in store.runs().to_pylist() if row["status"] == "crashed"]
+    assert [row["error"] for row in crashed] == ["the worker process was killed by SIGKILL"]
+    assert pending(store) == []
+    assert [run.id for run in pending(store, retry_crashed=True)] == [crashed[0]["run"]]
+
     sweep(store, 1, Silent(), retry_crashed=True)
     assert multiprocessing.active_children() == []
     after = {row["run"]: row["started"] for row in store.runs().to_pylist()}
-    assert after.items() >= done.items()  # nothing was done twice
+    assert after.items() >= finished.items()  # nothing was done twice
     assert numbers(store) == undisturbed(store.study)
+    assert {"done", "diverged"} == set(store.statuses().values())
     assert not list((out / "curves").glob(".*"))
 
 
-def test_control_c_stops_everything_and_says_how_to_go_on(tmp_path: Path, command: Callable[[Path], Command]) -> None:
-    run = command(tmp_path / "study")
-    until(lambda: len(run.workers()) == 2 and run.ended() >= 1)
-    first, second = run.workers()
-    os.kill(first, signal.SIGKILL)
-    until(lambda: "crashed" in Store(run.out).statuses().values())
-    time.sleep(0.3)  # now one worker is at work and one imports
-    os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
-    output, _ = run.process.communicate(timeout=PATIENCE)
-    assert run.process.returncode == 130, output
+def test_control_c_at_any_moment_stops_everything_and_says_how_to_go_on(
+    tmp_path: Path, command: Callable[[Path, int], Command]
+) -> None:
+    pause = random.uniform(0, 5)
+    print(f"Ctrl-C {pause:.3f} s after the first worker was started")  # it imports, then it works
+    compare = command(tmp_path / "study", 1)
+    compare.until(1, "running", "done", "diverged")
+    time.sleep(pause)
+    os.killpg(compare.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    output = compare.output()
+    assert compare.process.returncode == 130, output
     assert output.endswith("stopped; the same command goes on from here\n")
     assert "Traceback" not in output
-    assert not alive(second)
 
 
 def test_only_one_process_writes(tmp_path: Path) -> None:

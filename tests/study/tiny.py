@@ -1,10 +1,7 @@
 """Tasks small enough that a run takes milliseconds, and tasks that misbehave; named `tiny:Line` and so on."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +48,7 @@ class Line(Task):
 
 
 class Slow(Line):
-    """A run takes a quarter of a second, so that a kill finds it at work; $TINY_PIDS collects who runs it."""
-
-    def model(self, seed: int) -> nn.Module:
-        if folder := os.environ.get("TINY_PIDS"):
-            (Path(folder) / str(os.getpid())).touch()
-        return super().model(seed)
+    """A run takes a quarter of a second, so that a kill finds it at work."""
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         time.sleep(0.0125)
@@ -69,13 +61,4 @@ class Raises(Line):
     def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if seed == 1 and epoch == 2:
             raise RuntimeError("the third epoch is lost")
-        return super().batches(seed, epoch)
-
-
-class Dies(Line):
-    """Takes its whole process along in the third epoch of seed 1."""
-
-    def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if seed == 1 and epoch == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
         return super().batches(seed, epoch)

@@ -34,10 +34,10 @@ ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "dec
 class EngineOptions(TypedDict, total=False):
     """Options every optimizer of the library takes, by keyword.
 
-    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step whose loss or gradient is
-    not finite, and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the dtype of slots
-    (default: float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over
-    whose ranks the loss is averaged, "world" (default), or None for a loss that is already averaged. execution:
+    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step whose loss or gradient, or
+    its square, is not finite, and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the
+    dtype of slots (default: float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process
+    group over whose ranks the loss is averaged, "world" (default), or None for one that is already averaged. execution:
     "reference" runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where
     they exist.
     """
@@ -328,15 +328,15 @@ class Optimizer(torch.optim.Optimizer):
         for bucket in buckets:
             on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
             counters = [self.state[p]["step"] for p in bucket.params]
-            torch._foreach_add_(counters, on.to(counters[0].dtype))
+            torch._foreach_add_(counters, [on.to(counters[0].dtype)] * len(counters))  # one tensor would be read here
             bucket.t = torch.stack(counters).double()
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
                 weights = self.parts["direction"].weight(frame.place("direction"))
                 keep, take = (number_from(w, bucket.device) for w in weights)
                 rhos = [self.state[p]["rho"] for p in bucket.params]
-                torch._foreach_mul_(rhos, torch.where(on, keep, torch.ones_like(keep)))
-                torch._foreach_add_(rhos, torch.where(on, take, torch.zeros_like(take)))
+                torch._foreach_mul_(rhos, [torch.where(on, keep, 1.0)] * len(rhos))
+                torch._foreach_add_(rhos, [torch.where(on, take, 0.0)] * len(rhos))
                 bucket.rho = tuple(rhos)
 
     def on_any(self, buckets: list[Bucket]) -> torch.Tensor:
@@ -366,7 +366,7 @@ class Optimizer(torch.optim.Optimizer):
         return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
 
     def _rows(self, sweep: Sweep, buckets: list[Bucket]) -> torch.Tensor:
-        """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0, as if it were not there."""
+        """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0: it is not there."""
         blocks = sweep.run(self, buckets)
         for i, bucket in enumerate(buckets):
             if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):

@@ -135,9 +135,12 @@ class ScalarFrame(Frame):
         return torch.stack([v.to(self.opt.device) for v in values])
 
     def number(self, part: Part, declared: Number) -> Any:
-        if part.per_tensor(declared):
-            return self._vector([self.opt.state[p][declared.key] for p in self.params])
-        return self.group[declared.key]
+        if not part.per_tensor(declared):
+            return self.group[declared.key]
+        held = self._per_tensor(declared.key)
+        if self.scope == "model" and any(isinstance(b.group["lr"], torch.Tensor) for b in self.buckets):
+            held = torch.where(self.opt.on_rows(self.buckets), held, 0.0)  # a tensor that rests is not in the model
+        return held
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if part.per_tensor(declared):
@@ -165,15 +168,16 @@ class ScalarFrame(Frame):
         declared = part.letters.get(name)
         if not isinstance(declared, Number):
             raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")
-        old = self.number(part, declared)
         value = number_from(value, self.opt.device)
+        # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
         if part.per_tensor(declared):
-            # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
+            old = self._per_tensor(declared.key)
             value = torch.where(self.opt.on_rows(self.buckets) & torch.isfinite(value), value, old)
             for p, v in zip(self.params, value.unbind(), strict=True):
                 self.opt.state[p][declared.key] = v.to(p.device)
             return
-        value = torch.where(self.opt.on_any(self.buckets) & torch.isfinite(value).all(), value, old)
+        good = self.opt.on_any(self.buckets) & torch.isfinite(value).all()
+        value = torch.where(good, value, self.group[declared.key])
         for group in self.opt.param_groups if self.scope == "model" else [self.group]:
             group[declared.key] = value
 

@@ -50,10 +50,16 @@ def plan(parts: dict[str, Any]) -> Plan:
 
 
 def read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Hyper-parameters that a decision for the whole model reads: they must be equal in all groups."""
+    """Hyper-parameters that a decision or a number of the whole model reads: they must be equal in all groups."""
     frame = DryFrame(parts)
     for role, part in parts.items():
         if hasattr(part, "decide") and part.scope == "model":
             sums = len(inspect.signature(part.decide).parameters) - 1
             part.decide(frame.place(role), *(torch.ones(1, dtype=torch.float64) for _ in range(sums)))
-    return sorted(set(frame.read_keys))
+    firsts = {
+        (part.name, n.first)
+        for part in parts.values()
+        for n in part.numbers().values()
+        if part.scope == "model" and not n.each and isinstance(n.first, str)
+    }
+    return sorted(firsts | set(frame.read_keys))

@@ -117,24 +117,31 @@ def tie_numbers(opt: Optimizer) -> None:
 
 def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse a checkpoint of another method before anything is loaded."""
-    name = type(opt).__name__
+    name = opt._title
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"{name}: a state dict has the keys 'state' and 'param_groups'; this one has not.")
     wanted = set(_slots(opt)) | {n.key for _, n in _numbers(opt, per_tensor=True)} | {"step"}
+    wanted |= {"rho"} if opt.corrects else set()
     for i, p in _saved_parameters(opt, state_dict):
         held = state_dict["state"].get(i)
         if held is None:
+            if p.requires_grad:  # torch.distributed.checkpoint leaves the others out
+                raise ValueError(
+                    f"{name}: this checkpoint has no state for parameter {i}: it is cut short, or another optimizer "
+                    f"saved it. Load it into the optimizer that saved it."
+                )
             continue
-        if missing := sorted(wanted - held.keys()):
+        if wrong := sorted(wanted ^ held.keys()):
+            what = "has no" if wrong[0] in wanted else "has a foreign"
             raise ValueError(
-                f"{name}: this checkpoint has no {missing[0]!r} for parameter {i}: another method saved it. "
+                f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it."
             )
         for key in _slots(opt):
-            if tuple(held[key].shape) != tuple(p.shape):
+            if (shape := tuple(getattr(held[key], "shape", ()))) != tuple(p.shape):
                 raise ValueError(
-                    f"{name}: {key!r} of parameter {i} has shape {tuple(held[key].shape)} in this checkpoint, the "
-                    f"parameter has {tuple(p.shape)}. Build the optimizer on the model that was saved."
+                    f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter has "
+                    f"{tuple(p.shape)}. Build the optimizer on the model that was saved."
                 )
 
 
@@ -150,6 +157,8 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         for key, default in opt.defaults.items():
             group.setdefault(key, default)
         group.setdefault("training", True)
+        for key in ("steps", "skipped"):
+            group.setdefault(key, number_from(0.0, opt.device))
         for _, n in _numbers(opt, per_tensor=False):
             if n.key not in group:
                 group[n.key] = _first(group, n, opt.device)
@@ -158,9 +167,8 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         if held is None:
             continue
         for key, value in held.items():
-            if isinstance(value, torch.Tensor):
-                dtype = slot_dtype(opt, p) if key in slots else torch.float32 if key == "step" else torch.float64
-                opt.state[p][key] = value.detach().to(device=p.device, dtype=dtype, copy=True)
+            dtype = slot_dtype(opt, p) if key in slots else torch.float32 if key == "step" else torch.float64
+            opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)
     for group in opt.param_groups:
         for p in group["params"]:
             if "step" not in opt.state[p]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from untuned.core.buckets import Bucket, local
+from untuned.core.buckets import Bucket
+from untuned.core.frames import ElementFrame
 from untuned.kernels import reference
 from untuned.kernels.program import Program, Symbol, trace
 
@@ -96,12 +97,12 @@ def of_verbs(opt: Optimizer, verbs: list[tuple[str, str]]) -> Sweep:
 
 
 def guard(opt: Optimizer) -> Sweep:
-    """The sweep that counts gradient elements which are not finite."""
-    bad = Symbol("load", "g").call("where", abs(Symbol("load", "g")) < float("inf"), 0.0, 1.0)
+    """The sweep that counts gradient elements whose square is not finite: it would stay in an average of squares."""
+    g = Symbol("load", "g")
+    bad = g.call("where", g * g < float("inf"), 0.0, 1.0)
 
     def count(opt: Optimizer, bucket: Bucket, i: int) -> list[torch.Tensor]:
-        g = bucket.params[i].grad
-        assert g is not None
-        return [(~torch.isfinite(local(g))).sum(dtype=torch.float64)]
+        g = ElementFrame(opt, bucket, i).public("raw")
+        return [(~torch.isfinite(g * g)).sum(dtype=torch.float64)]
 
     return Sweep(opt, Program({}, [bad], {}), count)

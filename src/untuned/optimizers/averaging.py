@@ -111,7 +111,8 @@ class MechanicSGD(Optimizer):
         s_init: float = 1e-8,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        direction = Momentum(momentum) if momentum else Gradient()
+        direction = Momentum(momentum)
+        direction = direction if momentum else Gradient()
         super().__init__(params, direction, Fixed(lr), Mechanic(s_decay, s_init), Coupled(weight_decay), **engine)
 
 

@@ -40,7 +40,8 @@ class SGD(Optimizer):
         nesterov: bool = False,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        direction = Momentum(momentum, dampening, nesterov) if momentum else Gradient()
+        direction = Momentum(momentum, dampening, nesterov)
+        direction = direction if momentum else Gradient()
         super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, Unpack
 
 from untuned import directions, step_sizes
+from untuned.core.declare import check_flag
 from untuned.core.engine import EngineOptions, Optimizer
 from untuned.iterates import Plain
 from untuned.step_sizes import DAdaptation
@@ -49,7 +50,7 @@ class Prodigy(Optimizer):
         direction = directions.Adam(betas, eps, correct=False)
         beta3 = math.sqrt(direction.betas[1]) if beta3 is None else beta3
         rule = step_sizes.Prodigy(lr, d0, d_coef, growth_rate, beta3, safeguard_warmup, use_bias_correction)
-        decay = Decoupled(weight_decay) if decouple else Coupled(weight_decay)
+        decay = Decoupled(weight_decay) if check_flag("Prodigy", "decouple", decouple) else Coupled(weight_decay)
         super().__init__(params, direction, rule, Plain(), decay, **engine)
 
 
@@ -85,5 +86,5 @@ class DAdaptAdam(Optimizer):
     ) -> None:
         direction = directions.Adam(betas, eps, correct=False)
         rule = DAdaptation(lr, d0, growth_rate, math.sqrt(direction.betas[1]), use_bias_correction)
-        decay = Decoupled(weight_decay) if decouple else Coupled(weight_decay)
+        decay = Decoupled(weight_decay) if check_flag("DAdaptAdam", "decouple", decouple) else Coupled(weight_decay)
         super().__init__(params, direction, rule, Plain(), decay, **engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from untuned import directions, step_sizes
+from untuned.core.declare import check_flag
 from untuned.core.engine import EngineOptions, Optimizer
 from untuned.directions import Momentum
 from untuned.iterates import Plain
@@ -74,6 +75,6 @@ class MoMoAdam(Optimizer):
         use_fstar: bool = False,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        decay = Proximal(weight_decay) if divide else Decoupled(weight_decay)
+        decay = Proximal(weight_decay) if check_flag("MoMoAdam", "divide", divide) else Decoupled(weight_decay)
         rule = step_sizes.MoMo(lr, lb, online=use_fstar)
         super().__init__(params, directions.Adam(betas, eps), rule, Plain(), decay, **engine)

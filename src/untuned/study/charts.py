@@ -92,25 +92,20 @@ def decades(plateau: Plateau | None) -> str:
 def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None:
     """Final metric against learning rate: mean line, band from the worst to the best seed, x where runs diverged.
 
-    Better is up. What is worse than chance is drawn at the lower edge, since a loss has no limit there.
+    Better is up.
     """
     metric, sign = result.metric, 1 if result.metric.maximize else -1
     finals = np.concatenate([outcome.finals.ravel() for outcome in result.outcomes])
     top = sign * max([*(sign * finals[~np.isnan(finals)]), sign * metric.chance + metric.tolerance])
-    bottom = metric.chance - 0.07 * (top - metric.chance)
-    top += 0.06 * (top - metric.chance)
-
-    def visible(values: Floats) -> Floats:
-        return np.clip(values, min(bottom, top), max(bottom, top))
-
+    span = top - metric.chance
     _lr_axis(ax, sorted({lr for outcome in result.outcomes for lr in outcome.lrs}))
-    ax.set_ylim(bottom, top)
+    ax.set_ylim(metric.chance - 0.07 * span, top + 0.06 * span)
     ax.set_ylabel(metric.unit + ("" if metric.maximize else ", lower is better"))
     if metric.percent:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
     ax.axhline(metric.chance, color=INK, lw=0.9, ls=(0, (2, 2)), alpha=0.7)
     at_left = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    ax.annotate("chance", (0, metric.chance), (3, 3), fontsize=8, **at_left)
+    ax.annotate("chance", (0, metric.chance), (3, -3), va="top", fontsize=8, **at_left)
     means = [s.mean for s in result.summaries if not math.isnan(s.mean)]
     if means:
         best = sign * max(sign * mean for mean in means)
@@ -121,8 +116,8 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
         style = looks[outcome.method]
         seeds = [row[~np.isnan(row)] for row in outcome.finals]
         band = np.array([(row.min(), row.max()) if len(row) else (np.nan, np.nan) for row in seeds])
-        mean = visible(seed_mean(outcome.finals))
-        _line(ax, np.array(outcome.lrs), mean, visible(band), style)
+        mean = seed_mean(outcome.finals)
+        _line(ax, np.array(outcome.lrs), mean, band, style)
         ends.append((outcome.lrs, mean, style))
         # Side by side, since at high learning rates several methods diverge at the same place.
         aside = 10 ** (0.3 * ((i + 0.5) / len(result.outcomes) - 0.5))
@@ -132,8 +127,8 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
                 tip = f"{style.key}|{where}: {diverged} of {len(row)} diverged"
                 ax.plot(lr * aside, metric.chance, "x", color=style.color, mew=1.8, zorder=4, gid=tip)
             if diverged < len(row):
-                span = f"{metric.text(row.min())} to {metric.text(row.max())}"
-                tip = f"{style.key}|{where}: mean {metric.text(row.mean())}, range {span}, n = {len(row)}"
+                low, mid, high = (metric.text(value) for value in (row.min(), row.mean(), row.max()))
+                tip = f"{style.key}|{where}: mean {mid}, range {low} to {high}, n = {len(row)}"
                 ax.plot(lr, y, style.marker, color=style.color, zorder=3, gid=tip)
     _name_lines(ax, ends)
 

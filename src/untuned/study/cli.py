@@ -27,7 +27,6 @@ app = typer.Typer(
 )
 data = typer.Typer(help="List and fetch the data sets of the tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
-console = Console()
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
 Workers = Annotated[
@@ -87,7 +86,7 @@ def compare(
     study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
     name = "+".join(task).replace(":", ".")[:60]
     store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
-    console.print(f"report: {report.write(store.folder)}", highlight=False, soft_wrap=True)
+    print(f"report: {report.write(store.folder)}")
     _exit_if_crashed(store)
 
 
@@ -105,7 +104,7 @@ def replay(
     if name != "momo-mnist":
         raise StudyError(f"unknown replay {name!r}; known: momo-mnist")
     store = _run(replay.study(), out or Path("studies") / name, workers, retry_crashed)
-    console.print(replay.write(store), highlight=False, markup=False, soft_wrap=True)
+    print(replay.write(store))
     _exit_if_crashed(store)
 
 
@@ -115,7 +114,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study, finis
     from untuned.study import report
     from untuned.study.store import Store
 
-    console.print(f"report: {report.write(Store(folder).folder)}", highlight=False, soft_wrap=True)
+    print(f"report: {report.write(Store(folder).folder)}")
 
 
 @app.command("list")
@@ -169,7 +168,7 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A name from `untuned da
         path = data.fetch(name)
     except (ValueError, data.FetchError) as error:
         raise StudyError(str(error)) from error
-    console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    print(f"{name}: {path}")
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -185,12 +184,12 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
 
     workers = workers or os.cpu_count() or 1
     store = Store.create(folder, study)
-    console.print(f"{len(study.runs())} runs in {folder}", highlight=False, soft_wrap=True)
+    print(f"{len(study.runs())} runs in {folder}")
     try:
-        with Live(store, workers, retry_crashed, console) as view:
+        with Live(store, workers, retry_crashed, Console()) as view:
             sweep(store, workers, view, retry_crashed)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
+        print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     return store
 
@@ -198,9 +197,7 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
 def _exit_if_crashed(store: "Store") -> None:
     crashed = list(store.statuses().values()).count("crashed")
     if crashed:
-        console.print(
-            f"crashed runs: {crashed} (column error of ledger.sqlite says why); --retry-crashed runs them again"
-        )
+        print(f"crashed runs: {crashed}; the column error of ledger.sqlite says why, --retry-crashed runs them again")
         raise typer.Exit(1)
 
 

@@ -187,7 +187,8 @@ def parse_lrs(text: str) -> tuple[float, ...]:
             if ":" not in part:
                 values.append(float(part))
                 continue
-            low, high, count = (convert(p) for convert, p in zip((float, float, int), part.split(":"), strict=True))
+            first, last, number = part.split(":")
+            low, high, count = float(first), float(last), int(number)
         except ValueError:
             raise StudyError(f"lr: cannot read {part!r}; write 1e-3,1e-2 or LOW:HIGH:COUNT as in 1e-4:1e2:7") from None
         if not (0 < low < high < math.inf and count >= 2):

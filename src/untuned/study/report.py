@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from untuned.study import charts
 from untuned.study.charts import Style, decades, power
-from untuned.study.config import Study, label
+from untuned.study.config import label
 from untuned.study.results import Results, TaskResult, load
 from untuned.study.stats import Summary
 
@@ -35,7 +35,7 @@ def write(folder: Path) -> Path:
         folder / "report.png",
         [(t.task.title, partial(charts.lr_picture, result=t, looks=looks)) for t in results.tasks],
         looks,
-        f"mean and range over {_seeds(results.study)};  ×: diverged;  grey: close to the best of all methods",
+        f"mean and range over {_seeds(results)};  ×: diverged;  grey: close to the best of all methods",
     )
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     template = Environment(loader=templates, autoescape=True, trim_blocks=True).get_template("report.html.j2")
@@ -159,32 +159,37 @@ def _display(name: str, options: Mapping[str, Any]) -> str:
     return label("-".join(words.get(word, word.capitalize()) for word in name.split("_")), dict(options))
 
 
-def _seeds(study: Study) -> str:
-    return f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+def _seeds(results: Results) -> str:
+    n = len(results.study.seeds)
+    return f"{'up to ' if _missing(results) and n > 1 else ''}{n} seed{'s' if n > 1 else ''}"
+
+
+def _missing(results: Results) -> int:
+    return len(results.runs) - len(results.finished)
 
 
 def _headline(results: Results, looks: Mapping[str, Style]) -> str:
-    """How wide the plateau of Adam is, and that of the method with the most room near the best of all."""
-    own, overall, censored = defaultdict[str, float](float), defaultdict[str, float](float), set[str]()
+    """How wide the plateau of Adam is, and the widest of a method that keeps up with the best on half of the tasks."""
+    width, keeps_up, censored = defaultdict[str, float](float), Counter[str](), set[str]()
     for s in (s for t in results.tasks for s in t.summaries):
-        own[s.method] += s.own.decades if s.own else 0
-        overall[s.method] += s.overall.decades if s.overall else 0
-        if s.own and s.own.censored:
-            censored.add(s.method)
-    learned = sorted((m for m in own if own[m] > 0), key=lambda m: (-overall[m], -own[m], m))
-    if not learned:
+        if s.own:
+            width[s.method] += s.own.decades / len(results.tasks)
+            keeps_up[s.method] += s.overall is not None
+            if s.own.censored:
+                censored.add(s.method)
+    if not width:
         return "No method has learned anything yet."
+    widest, *others = sorted(width, key=lambda m: (2 * keeps_up[m] < len(results.tasks), -width[m], m))
+    first = "adam" if "adam" in others else others[-1] if others else widest
 
-    def width(method: str) -> str:
-        return f"{'at least ' if method in censored else ''}{own[method] / len(results.tasks):.1f}"
+    def over(method: str) -> str:
+        return f"over {'at least ' if method in censored else ''}{width[method]:.1f}"
 
-    widest, last = learned[0], learned[-1]
-    first = "adam" if "adam" in learned[1:] else last
     closes = {t.metric.close for t in results.tasks}
     close = f"within {closes.pop()} of" if len(closes) == 1 else "close to"
-    text = f"{looks[first].label} stays {close} its best over {width(first)} decades of learning rate"
+    text = f"{looks[first].label} stays {close} its best {over(first)} decades of learning rate"
     if widest != first:
-        text += f", {looks[widest].label} over {width(widest)}"
+        text += f", {looks[widest].label} {over(widest)}"
     return text + (f", on average over {len(results.tasks)} tasks." if len(results.tasks) > 1 else ".")
 
 
@@ -195,12 +200,12 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
     days = [_day(pick(row["started"] for row in rows)) for pick in (min, max)] if rows else []
     return {
         "headline": _headline(results, looks),
-        "seeds": _seeds(study),
+        "seeds": _seeds(results),
         "close": " or ".join(dict.fromkeys(f"{t.metric.close} of {t.metric.label}" for t in results.tasks)),
         "lrs": [power(lr) for lr in lrs],
         "runs": len(results.runs),
         "diverged": sum(f.diverged for f in results.finished),
-        "missing": len(results.runs) - len(results.finished),
+        "missing": _missing(results),
         "missing_why": ", ".join(f"{status[s]} {s}" for s in ("not run", "running", "crashed") if status[s]),
         "crashes": [
             (run, results.ledger[run.id]["error"])

@@ -59,12 +59,15 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done or diverged: the ranked metric, chance if it diverged, and the curve, empty if it is lost."""
+    """A run that is done or diverged."""
 
     run: Run
-    diverged: bool
-    value: float
-    curve: pa.Table
+    value: float  # the ranked metric, NaN if the run diverged
+    curve: pa.Table  # empty if its file is lost
+
+    @property
+    def diverged(self) -> bool:
+        return math.isnan(self.value)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,10 @@ def load(folder: Path) -> Results:
     ledger = {run.id: rows[run.id] for run in runs if run.id in rows}
     finished = []
     for run in runs:
-        row, task = ledger.get(run.id), tasks[run.task]
+        row = ledger.get(run.id)
         if row and row["status"] in ("done", "diverged"):
-            value = json.loads(row["final"])[task.metric] if row["status"] == "done" else math.nan
-            diverged = not math.isfinite(value)
-            finished.append(Finished(run, diverged, task.chance if diverged else value, store.curve(run.id)))
+            value = json.loads(row["final"])[tasks[run.task].metric] if row["status"] == "done" else math.nan
+            finished.append(Finished(run, value if math.isfinite(value) else math.nan, store.curve(run.id)))
     results = [_task(study, task, [f for f in finished if f.run.task == task.name]) for task in study.tasks]
     return Results(study, runs, ledger, finished, results)
 
@@ -101,7 +103,7 @@ def _task(study: Study, task: TaskEntry, finished: Sequence[Finished]) -> TaskRe
     metric = Metric(words, task.maximize, task.chance, tolerance, percent=task.metric.endswith("accuracy"))
 
     at = {(label(f.run.method, f.run.options), f.run.lr, f.run.seed): f for f in finished}
-    outcomes = [_outcome(method, study.seeds, at) for method in study.methods]
+    outcomes = [_outcome(method, study.seeds, at, task) for method in study.methods]
     summaries = summarize(outcomes, maximize=task.maximize, chance=task.chance, tolerance=tolerance)
     train_loss, lr_effective = {}, {}
     for s in summaries:
@@ -113,13 +115,21 @@ def _task(study: Study, task: TaskEntry, finished: Sequence[Finished]) -> TaskRe
     return TaskResult(task, metric, outcomes, summaries, train_loss, lr_effective)
 
 
-def _outcome(method: MethodEntry, seeds: Sequence[int], at: Mapping[tuple[str, float, int], Finished]) -> Outcome:
+def _outcome(
+    method: MethodEntry, seeds: Sequence[int], at: Mapping[tuple[str, float, int], Finished], task: TaskEntry
+) -> Outcome:
+    """Diverged runs count as chance, and so do those that end worse: a finite disaster is no worse than NaN."""
     name = label(method.name, method.options)
     cells = [[at.get((name, lr, seed)) for seed in seeds] for lr in method.lrs]
+    better = max if task.maximize else min
+
+    def counted(f: Finished) -> float:
+        return task.chance if f.diverged else better(f.value, task.chance)
+
     return Outcome(
         method=name,
         lrs=method.lrs,
-        finals=np.array([[f.value if f else np.nan for f in row] for row in cells]),
+        finals=np.array([[counted(f) if f else np.nan for f in row] for row in cells]),
         diverged=np.array([[f is not None and f.diverged for f in row] for row in cells]),
         step_us=np.array([[median(_column(f.curve, "step_us")) if f else np.nan for f in row] for row in cells]),
     )

@@ -1,7 +1,7 @@
 """Numbers of a study: means over seeds, their intervals, best learning rates and how wide a range of them works.
 
 The final metrics of a method on a task are an array of shape (lrs, seeds) with NaN where a run is missing.
-A diverged run counts with the metric of a model that learned nothing (`chance`).
+A run that diverged or ended worse counts with the metric of a model that learned nothing (`chance`).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Outcome:
 
     method: str
     lrs: tuple[float, ...]  # ascending
-    finals: Floats  # NaN where no run finished, chance where it diverged
+    finals: Floats  # NaN where no run finished, chance where it diverged or ended worse
     diverged: NDArray[np.bool_]
     step_us: Floats  # median microseconds of optimizer.step() in each run, NaN where not measured
 

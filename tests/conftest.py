@@ -1,0 +1,23 @@
+"""Settings of the whole test run."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The examples are the same in every run; a busy machine is no failure.
+settings.register_profile("untuned", deadline=None, derandomize=True)
+settings.load_profile("untuned")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--execution",
+        choices=["reference", "native"],
+        default="reference",
+        help="what runs the sweeps in tests/core; the kernels are compared with the reference in tests of their own",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # the tensors are tiny, and the tests run in parallel

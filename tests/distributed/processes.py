@@ -1,0 +1,173 @@
+"""What two processes do together: every scenario in one go, since starting them costs more than running them."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import untuned
+
+STEPS = 30
+MORE = range(STEPS, STEPS + 5)
+
+# Options under which every method moves visibly in these steps.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "adam": {"lr": 0.02},
+    "adamw": {"lr": 0.02},
+    "momo": {"lr": 10.0, "weight_decay": 1e-3},
+    "momo_adam": {"lr": 0.1, "use_fstar": True, "lb": -1.0},
+    "prodigy": {"d0": 1e-3, "weight_decay": 0.01},
+    "dadapt_adam": {"d0": 1e-3, "weight_decay": 0.01},
+    "mechanic_sgd": {"s_init": 1e-3, "weight_decay": 0.01},
+    "mechanic_adamw": {"s_init": 1e-3, "weight_decay": 0.01},
+    "tam": {"lr": 0.1},
+    "adatam": {"lr": 2e-3},
+    "adatamw": {"lr": 2e-3},
+    "schedule_free_sgd": {"lr": 0.5, "warmup_steps": 5},
+    "schedule_free_adamw": {"lr": 0.02},
+}
+REPLICATED = ["momo", "momo_adam", "prodigy", "mechanic_adamw", "tam"]
+SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
+MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
+
+
+def network() -> nn.Module:
+    """Over two processes the first layer has shards of 2 and 1 rows, the last of 1 and none."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+
+def loss_on(model: nn.Module, k: int, rows: slice) -> Tensor:
+    """The mean loss on some rows of batch k, which has eight."""
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(8, 4, dtype=torch.float64, generator=generator)
+    y = torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3]
+    return (model(x[rows]) - y[rows]).square().mean()
+
+
+def train(model: nn.Module, optimizer: untuned.Optimizer, steps: range, rows: slice = slice(None)) -> None:
+    for k in steps:
+        optimizer.zero_grad()
+        loss = loss_on(model, k, rows)
+        loss.backward()
+        optimizer.step(loss=loss)
+
+
+def vector(model: nn.Module) -> Tensor:
+    whole = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+    return torch.cat([p.flatten() for p in whole]).clone()
+
+
+def replicated(rank: int, name: str, **options: Any) -> dict[str, Any]:
+    """DistributedDataParallel, each process with rows of its own."""
+    model = network()
+    wrapped = DistributedDataParallel(model)
+    optimizer = untuned.create(model, name, **OPTIONS[name], **options)
+    train(wrapped, optimizer, range(STEPS), slice(rank, None, 2))
+    return {"end": vector(model), "metrics": optimizer.metrics()}
+
+
+def nan_loss(rank: int) -> dict[str, Any]:
+    """One process has a NaN loss in the middle of the run; the gradients are fine."""
+    model = network()
+    wrapped = DistributedDataParallel(model)
+    optimizer = untuned.create(model, "momo", **OPTIONS["momo"])
+    train(wrapped, optimizer, range(10), slice(rank, None, 2))
+    optimizer.zero_grad()
+    loss_on(wrapped, 99, slice(rank, None, 2)).backward()
+    optimizer.step(loss=math.nan if rank == 1 else 1.0)
+    train(wrapped, optimizer, range(10, STEPS), slice(rank, None, 2))
+    return {"end": vector(model), "metrics": optimizer.metrics()}
+
+
+def sharded(rank: int, name: str, folder: Path) -> dict[str, Any]:
+    """FSDP2, each process with rows of its own; a step with a NaN in one shard; a checkpoint; a few steps more."""
+    rows = slice(rank, None, 2)
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = untuned.create(model, name, **OPTIONS[name])
+    train(model, optimizer, range(STEPS), rows)
+    found = {"end": vector(model), "metrics": optimizer.metrics()}
+
+    optimizer.zero_grad()
+    loss_on(model, 99, rows).backward()
+    poisoned = next(model.parameters()).grad
+    assert isinstance(poisoned, DTensor)
+    if rank == 1:
+        poisoned.to_local()[0, 0] = math.nan
+    optimizer.step(loss=1.0)
+    found["after nan"] = vector(model)
+    found["skipped"] = optimizer.metrics()["skipped"]
+
+    if name in SAVED:
+        values, state = get_state_dict(model, optimizer)
+        dcp.save({"model": values, "optimizer": state}, checkpoint_id=folder / name)
+    train(model, optimizer, MORE, rows)
+    found["later"] = vector(model)
+    optimizer.eval()
+    found["averaged"] = vector(model)
+    return found
+
+
+def mixed(rank: int, name: str) -> dict[str, Any]:
+    """Parameters split along rows, along columns, kept whole by the mesh, and unknown to it, in one optimizer."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = network()
+    placed = {"0.weight": [Shard(1)], "0.bias": [Replicate()], "2.weight": [Shard(0)]}
+    params = [
+        nn.Parameter(distribute_tensor(p.detach(), mesh, placed[n]) if n in placed else p.detach().clone())
+        for n, p in model.named_parameters()
+    ]
+    optimizer = untuned.create(params, name, **OPTIONS[name])
+    for k in range(STEPS):
+        for p, shown in zip(params, model.parameters(), strict=True):
+            shown.data.copy_(p.detach().full_tensor() if isinstance(p, DTensor) else p.detach())
+        model.zero_grad()
+        loss = loss_on(model, k, slice(None))
+        loss.backward()
+        for p, shown in zip(params, model.parameters(), strict=True):
+            assert shown.grad is not None
+            p.grad = distribute_tensor(shown.grad, mesh, p.placements) if isinstance(p, DTensor) else shown.grad
+        optimizer.step(loss=loss)
+    whole = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in params]
+    return {"end": torch.cat([p.flatten() for p in whole]), "metrics": optimizer.metrics()}
+
+
+def every_scenario(rank: int, folder: Path) -> dict[str, Any]:
+    found = {f"replicated {name}": replicated(rank, name) for name in REPLICATED}
+    found["own loss"] = replicated(rank, "momo", loss_group=None)
+    found["nan loss"] = nan_loss(rank)
+    found |= {f"sharded {name}": sharded(rank, name, folder) for name in OPTIONS}
+    return found | {f"mixed {name}": mixed(rank, name) for name in MIXED}
+
+
+def _process(rank: int, size: int, job: Callable[[int, Path], Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{folder}/rendezvous"
+    limit = datetime.timedelta(seconds=60)  # what one process waits for another that has failed
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size, timeout=limit)
+    try:
+        torch.save(job(rank, folder), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def run(job: Callable[[int, Path], Any], folder: Path, size: int = 2) -> list[Any]:
+    """`job(rank, folder)` in `size` processes; -> what each returned."""
+    mp.spawn(_process, args=(size, job, folder), nprocs=size)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]

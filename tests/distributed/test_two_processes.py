@@ -1,0 +1,108 @@
+"""Two processes against one that sees all the data: DistributedDataParallel, FSDP2, checkpoints."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from processes import MIXED, MORE, OPTIONS, REPLICATED, SAVED, STEPS
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import untuned
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    return processes.run(processes.every_scenario, folder)
+
+
+def alone(name: str) -> tuple[torch.nn.Module, untuned.Optimizer]:
+    """One process after the same steps on the joined batches."""
+    model = processes.network()
+    optimizer = untuned.create(model, name, **OPTIONS[name])
+    processes.train(model, optimizer, range(STEPS))
+    return model, optimizer
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    way = (expected - processes.vector(processes.network())).abs().max()
+    assert way > 0.01
+    assert (found - expected).abs().max() <= 1e-9 * way
+
+
+def assert_same_numbers(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-12), key
+
+
+@pytest.mark.parametrize("name", REPLICATED)
+def test_replicas_are_one_model(name: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank[f"replicated {name}"] for rank in ranks)
+    model, optimizer = alone(name)
+    assert torch.equal(one["end"], two["end"])
+    assert one["metrics"] == two["metrics"]
+    assert_near(one["end"], processes.vector(model))
+    assert_same_numbers(one["metrics"], optimizer.metrics())
+
+
+def test_replicas_part_if_each_uses_its_own_loss(ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank["own loss"]["end"] for rank in ranks)
+    assert (one - two).abs().max() > 1e-2
+
+
+def test_nan_loss_of_one_process_skips_the_step_of_all(ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank["nan loss"] for rank in ranks)
+    assert one["metrics"]["skipped"] == two["metrics"]["skipped"] == 1
+    assert torch.equal(one["end"], two["end"])
+    assert torch.equal(one["end"], ranks[0]["replicated momo"]["end"])
+
+
+@pytest.mark.parametrize("name", untuned.list())
+def test_shards_are_one_model(name: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank[f"sharded {name}"] for rank in ranks)
+    model, optimizer = alone(name)
+    assert one["metrics"] == two["metrics"]
+    assert_near(one["end"], processes.vector(model))
+    assert_same_numbers(one["metrics"], optimizer.metrics())
+
+    assert one["skipped"] == two["skipped"] == 1  # a NaN in one shard
+    assert torch.equal(one["after nan"], one["end"])
+    processes.train(model, optimizer, MORE)
+    assert_near(one["later"], processes.vector(model))
+    optimizer.eval()
+    assert_near(one["averaged"], processes.vector(model))
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_every_element_counts_once_however_it_is_placed(name: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank[f"mixed {name}"] for rank in ranks)
+    model, optimizer = alone(name)
+    assert one["metrics"] == two["metrics"]
+    assert_near(one["end"], processes.vector(model))
+    assert_same_numbers(one["metrics"], optimizer.metrics())
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_checkpoint_of_two_processes_goes_on_in_one(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
+    model = processes.network()
+    optimizer = untuned.create(model, name, **OPTIONS[name])
+    values, state = get_state_dict(model, optimizer)
+    fresh = copy.deepcopy(state)
+    saved = {"model": values, "optimizer": state}
+    dcp.load(saved, checkpoint_id=folder / name, no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+    assert str(fresh) != str(saved["optimizer"])
+    expected = ranks[0][f"sharded {name}"]
+    assert torch.equal(processes.vector(model), expected["end"])
+    assert optimizer.metrics() == expected["metrics"] | {"skipped": 1.0}
+    processes.train(model, optimizer, MORE)
+    assert_near(processes.vector(model), expected["later"])
