@@ -166,7 +166,8 @@ def test_groups_alike_are_one_group(oracle, options):
 
 
 @pytest.mark.parametrize(
-    ("oracle", "options"), [case for name, case in EVERY.items() if name not in ("tam", "adatam")], ids=str
+    ("oracle", "options"),
+    [pytest.param(*case, id=name) for name, case in EVERY.items() if name not in ("tam", "adatam")],
 )
 def test_splitting_a_tensor_changes_nothing(oracle, options):
     rows = [START[0][:1], START[0][1:], START[1]]

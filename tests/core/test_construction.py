@@ -54,7 +54,9 @@ def test_wrong_options(name: str, option: str, value: Any, error: type[Exception
 
 @pytest.mark.parametrize("value", [torch.tensor(-1.0), torch.tensor(nan), torch.ones(2)])
 def test_an_lr_tensor_is_checked_at_construction(value: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"Fixed: lr must be a number or a one-element tensor in \[0, inf\), not tensor"):
+    with pytest.raises(
+        ValueError, match=r"Fixed: lr must be a number or a one-element tensor in \[0, inf\), not tensor"
+    ):
         untuned.SGD([weight()], lr=value)
     with pytest.raises(TypeError, match=r"Fixed: lr must be a number in \[0, inf\), not tensor\(1\)"):
         untuned.SGD([weight()], lr=torch.tensor(1))
@@ -72,6 +74,7 @@ def test_the_sentence_of_the_design() -> None:
         ("skip_nonfinite", "yes", TypeError),
         ("slot_dtype", "float32", TypeError),
         ("slot_dtype", torch.int32, TypeError),
+        ("slot_dtype", torch.float16, TypeError),  # in which the squares of gradients vanish
         ("slot_dtype", torch.float8_e4m3fn, TypeError),
         ("execution", "fast", ValueError),
     ],
@@ -114,14 +117,20 @@ def test_no_parameters(params: Any) -> None:
     ],
 )
 def test_params_of_a_wrong_kind(params: Any, shown: str) -> None:
-    with pytest.raises(TypeError, match=rf"params must be a list or .*, not {shown}: use model\.parameters\(\) or \[p\]"):
+    with pytest.raises(
+        TypeError, match=rf"params must be a list or .*, not {shown}: use model\.parameters\(\) or \[p\]"
+    ):
         untuned.Adam(params)
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "sentence"),
     [
-        (torch.ones(2, dtype=torch.int64), TypeError, "Adam: parameters must be tensors of float64, .*, not torch.int64"),
+        (
+            torch.ones(2, dtype=torch.int64),
+            TypeError,
+            "Adam: parameters must be float64, 32, 16 or bfloat16, not torch.int64",
+        ),
         (torch.ones(2, dtype=torch.complex64), TypeError, "not torch.complex64"),
         (torch.ones(2).to(torch.float8_e5m2), TypeError, "not torch.float8_e5m2"),
         ("weight", TypeError, "Adam: parameters must be tensors, not 'weight'"),
@@ -261,7 +270,9 @@ SHARED = [
 @pytest.mark.parametrize(("name", "key", "value"), SHARED)
 def test_what_one_decision_reads_is_equal_in_all_groups(name: str, key: str, value: Any) -> None:
     one, other = {"params": [weight()]}, {"params": [weight()], key: value}
-    sentence = rf"^\w+: {key} must be equal in all groups, since one decision .*, not .* and {re.escape(repr(value))}\.$"
+    sentence = (
+        rf"^\w+: {key} must be equal in all groups, since one decision .*, not .* and {re.escape(repr(value))}\.$"
+    )
     with pytest.raises(ValueError, match=sentence):
         EVERY[name]([one, other])
     optimizer = EVERY[name]([one])
@@ -320,7 +331,9 @@ def test_what_shapes_the_method_is_the_same_in_all_groups(name: str, key: str, v
     ],
 )
 def test_options_that_no_group_has_are_not_ignored(name: str, key: str) -> None:
-    with pytest.raises(ValueError, match=rf"{key} is an option of the optimizer, not of a group; a group may have .*lr"):
+    with pytest.raises(
+        ValueError, match=rf"{key} is an option of the optimizer, not of a group; a group may have .*lr"
+    ):
         EVERY[name]([{"params": [weight()], key: 0.5}])
 
 

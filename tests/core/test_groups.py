@@ -351,9 +351,7 @@ def test_names_of_parameters_change_no_number(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_scalars_and_empty_tensors(name: str) -> None:
     """A 0-dim parameter moves like a one-element vector; an empty one is no obstacle."""
-    scalar, one, empty = (
-        nn.Parameter(t) for t in (torch.tensor(2.0), torch.tensor([2.0]), torch.ones(0))
-    )
+    scalar, one, empty = (nn.Parameter(t) for t in (torch.tensor(2.0), torch.tensor([2.0]), torch.ones(0)))
     optimizer = EVERY[name]([scalar, empty, one])
     for k in range(3):
         scalar.grad, one.grad, empty.grad = torch.tensor(0.5 + k), torch.tensor([0.5 + k]), torch.ones(0)

@@ -206,7 +206,9 @@ def test_two_ways_of_giving_the_loss_are_refused() -> None:
     _, optimizer, loss = prepared("momo")
     before = everything(optimizer)
     optimizer.record_loss(loss)
-    with pytest.raises(ValueError, match=r"MoMo\.step\(\) got loss= after record_loss\(loss\): give the loss one way only"):
+    with pytest.raises(
+        ValueError, match=r"MoMo\.step\(\) got loss= after record_loss\(loss\): give the loss one way only"
+    ):
         optimizer.step(loss=loss)
     assert different(before, everything(optimizer)) == []
     twins = twin(optimizer)

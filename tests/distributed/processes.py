@@ -125,27 +125,24 @@ def sharded(rank: int, name: str, folder: Path) -> dict[str, Any]:
 
 
 def mixed(rank: int, name: str) -> dict[str, Any]:
-    """Parameters split along rows, along columns, kept whole by the mesh, and unknown to it, in one optimizer."""
+    """Parameters split along columns, kept whole by the mesh, split along rows and unknown to it, in one optimizer."""
     mesh = init_device_mesh("cpu", (2,))
-    model = network()
-    placed = {"0.weight": [Shard(1)], "0.bias": [Replicate()], "2.weight": [Shard(0)]}
-    params = [
-        nn.Parameter(distribute_tensor(p.detach(), mesh, placed[n]) if n in placed else p.detach().clone())
-        for n, p in model.named_parameters()
-    ]
-    optimizer = untuned.create(params, name, **OPTIONS[name])
+    whole, model = network(), network()
+    for key, placement in {"0.weight": Shard(1), "0.bias": Replicate(), "2.weight": Shard(0)}.items():
+        layer, leaf = key.split(".")
+        p = distribute_tensor(model.get_parameter(key).detach(), mesh, [placement])
+        setattr(model.get_submodule(layer), leaf, nn.Parameter(p))
+    optimizer = untuned.create(model, name, **OPTIONS[name])
     for k in range(STEPS):
-        for p, shown in zip(params, model.parameters(), strict=True):
-            shown.data.copy_(p.detach().full_tensor() if isinstance(p, DTensor) else p.detach())
-        model.zero_grad()
-        loss = loss_on(model, k, slice(None))
+        nn.utils.vector_to_parameters(vector(model), whole.parameters())
+        whole.zero_grad()
+        loss = loss_on(whole, k, slice(None))
         loss.backward()
-        for p, shown in zip(params, model.parameters(), strict=True):
-            assert shown.grad is not None
-            p.grad = distribute_tensor(shown.grad, mesh, p.placements) if isinstance(p, DTensor) else shown.grad
+        for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+            assert q.grad is not None
+            p.grad = distribute_tensor(q.grad, mesh, p.placements) if isinstance(p, DTensor) else q.grad
         optimizer.step(loss=loss)
-    whole = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in params]
-    return {"end": torch.cat([p.flatten() for p in whole]), "metrics": optimizer.metrics()}
+    return {"end": vector(model), "metrics": optimizer.metrics()}
 
 
 def every_scenario(rank: int, folder: Path) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from untuned._version import __version__
 from untuned.core import capabilities, state, totals
 from untuned.core.buckets import Bucket, Group, arrange, check_gradient
 from untuned.core.declare import check, check_flag, is_real
-from untuned.core.frames import DTYPES, ElementFrame, ScalarFrame, number_from
+from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
 from untuned.core.plan import plan, read_by_model_decisions
 from untuned.kernels import sweep
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
+SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
+PARAMETER_DTYPES = (*SLOT_DTYPES, torch.float16)
 ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
 
 
@@ -113,6 +115,14 @@ class Optimizer(torch.optim.Optimizer):
         return self.param_groups[0]["params"][0].device
 
     @property
+    def top(self) -> Any:
+        """The largest lr of all groups; a group's own lr relative to it is how fast the group is to move."""
+        lrs = [group["lr"] for group in self.param_groups]
+        if any(isinstance(lr, torch.Tensor) for lr in lrs):
+            return torch.stack([number_from(lr, self.device).reshape(()) for lr in lrs]).amax()
+        return max(lrs)
+
+    @property
     def needs_loss(self) -> bool:
         return any("loss" in part.needs for part in self.parts.values())
 
@@ -147,8 +157,8 @@ class Optimizer(torch.optim.Optimizer):
         for option in ("maximize", "skip_nonfinite"):
             check_flag(self._title, option, options[option])
         dtype = options["slot_dtype"]
-        if dtype is not None and dtype not in DTYPES:
-            raise TypeError(f"{self._title}: slot_dtype must be None or one of {_shown_dtypes()}, not {dtype!r}.")
+        if dtype not in (None, *SLOT_DTYPES):
+            raise TypeError(f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {dtype!r}.")
 
     def _check_group(self, group: Group) -> None:
         fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
@@ -178,8 +188,8 @@ class Optimizer(torch.optim.Optimizer):
         for p in tensors:
             if not isinstance(p, torch.Tensor):
                 raise TypeError(f"{self._title}: parameters must be tensors, not {p!r}.")
-            if p.dtype not in DTYPES:
-                raise TypeError(f"{self._title}: parameters must be tensors of {_shown_dtypes()}, not {p.dtype}.")
+            if p.dtype not in PARAMETER_DTYPES:
+                raise TypeError(f"{self._title}: parameters must be float64, 32, 16 or bfloat16, not {p.dtype}.")
             if p in known:
                 raise ValueError(f"{self._title}: a parameter of shape {tuple(p.shape)} was given twice. Give it once.")
             known.add(p)
@@ -467,10 +477,6 @@ class Optimizer(torch.optim.Optimizer):
 def _shown(part: Part) -> str:
     values = ", ".join(f"{f.name}={getattr(part, f.name)}" for f in dataclasses.fields(part))  # pyright: ignore[reportArgumentType]
     return f"{part.name}({values})"
-
-
-def _shown_dtypes() -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
 
 
 def _allow(buckets: list[Bucket], flag: torch.Tensor) -> None:

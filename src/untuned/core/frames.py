@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from untuned.core.parts import Part
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
 
 
 def number_from(value: Any, device: torch.device) -> torch.Tensor:
@@ -94,6 +93,8 @@ class ElementFrame(Frame):
             return self.bucket.rho[self.i]
         if name == "k":
             return self.bucket.group["steps"].to(self.bucket.device)
+        if name == "top":
+            return self.opt.top
         return super().public(name)
 
     def read(self, part: Part, name: str) -> Any:
@@ -114,6 +115,9 @@ class ElementFrame(Frame):
 
     def commit(self) -> None:
         on = self.bucket.on
+        for key, value in self.fresh.items():
+            if any(value is held for held in self.loads.values()):  # of another slot, which may be stored to first
+                self.fresh[key] = value.clone()
         for key, value in self.fresh.items():
             target = self._target(key)
             if on is not None:
@@ -153,6 +157,8 @@ class ScalarFrame(Frame):
     def public(self, name: str) -> Any:
         if name == "k":
             return self.group["steps"]
+        if name == "top":
+            return self.opt.top
         if name == "loss" and self.opt.loss is not None:
             return self.opt.loss
         if name == "t":

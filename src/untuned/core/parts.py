@@ -78,8 +78,8 @@ class Direction(Part):
     """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] unit, [scale] [factor].
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
-    the whole model. `scale(x)`: the diagonal D of u = m / D. `factor(x)`: the bias correction as one factor of the
-    step, for rules that apply it outside the direction.
+    the whole model and its losses. `scale(x)`: the diagonal D of u = m / D. `factor(x)`: the bias correction as one
+    factor of the step, for rules that apply it outside the direction.
     """
 
     @abc.abstractmethod

@@ -128,6 +128,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "rho": lambda f: f.public("rho"),  # sum of the weights in m, per tensor
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1
+    "top": lambda f: f.public("top"),  # the largest lr of all groups
     "loss": lambda f: f.public("loss"),  # only in `decide`
     "old": lambda f: f.public("old"),  # the same place with the slots as they were before this sweep
 }

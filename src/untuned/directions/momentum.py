@@ -18,8 +18,9 @@ class Momentum(Direction):
 
     `dampening=0` is the heavy ball, `dampening=momentum` an exponential average. With `correct=True` take is
     1 - dampening from the first step on and the step is divided by the sum of the weights (bias correction).
-    Differs from torch.optim.SGD in this: a tensor whose first gradient comes late starts its average from zero with the
-    model's weights, not with weight 1, so that one pair of weights holds for the whole model. Slots: 1.
+    Differs from torch.optim.SGD, where it is dampened, in a tensor whose first gradient comes late: its average starts
+    from zero with the model's weights, not with weight 1, so that one pair of weights holds for all tensors and for
+    MoMo's average of the losses. Slots: 1.
     """
 
     momentum: float = hyper(default=0.9, within="[0, 1)")

@@ -245,6 +245,8 @@ def _scalar(opt: Optimizer, bucket: Bucket, index: list[int], kind: str, key: st
         return bucket.t.numpy()[index]
     if kind == "k":
         return bucket.group["steps"].numpy()
+    if kind == "top":
+        return opt.top.numpy() if isinstance(opt.top, torch.Tensor) else opt.top
     if kind in ("each", "rho"):
         return [opt.state[bucket.params[j]][key].numpy() for j in index]
     if kind == "each_before":

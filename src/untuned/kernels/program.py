@@ -143,7 +143,7 @@ class TraceFrame(Frame):
             g = Symbol("load", "g")
             g = -g if self.maximize else g
             return g if name == "raw" else self.part("decay").gradient(self.place("decay"), g)
-        if name in ("t", "rho", "k"):
+        if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().public(name)
 

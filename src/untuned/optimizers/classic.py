@@ -18,7 +18,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, with momentum, dampening and Nesterov's form as in `torch.optim.SGD`.
 
     m <- momentum m + (1 - dampening) g;  p <- p - lr m;  weight decay is coupled.  Polyak 1964; Nesterov 1983.
-    Differs from torch.optim.SGD in nothing but the weights of a tensor whose first gradient comes late (see
+    Differs from torch.optim.SGD in nothing, but for a dampened tensor whose first gradient comes late (see
     `untuned.directions.Momentum`). Sweeps: 1. Slots: 1, none without momentum.
 
     >>> import torch, untuned

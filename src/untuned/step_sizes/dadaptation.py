@@ -12,19 +12,20 @@ from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
 class DAdaptation(StepSize):
     """D-Adaptation: arXiv 2301.07733, the Adam form of the released package (its version 3).
 
-    The direction's first average takes h g with h = d lr, times the direction's `factor` if `bias_correction`; D is its
-    scale, and |s|_1 and <., .> run over the whole model:
+    The direction's first average takes h g with h = d lr, times the direction's `factor` if `bias_correction`; h_top is
+    the same with the largest lr of all groups; D is the direction's scale, and the sums run over the whole model:
 
         r <- beta r + (1 - beta) h <g, s / D>                 s and D from before this step
-        s <- beta s + (1 - beta) h g
-        d_hat = r / ((1 - beta) |s|_1)                        no change while s = 0
+        s <- beta s + (1 - beta) h_top g
+        d_hat = r / ((1 - beta) sum (lr / top) |s|_1)         no change while s = 0
         d <- max(d, min(d_hat, d growth_rate))
         x <- x - u                                            lr and d are inside u
 
-    r is kept per tensor and summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1
-    without it, would raise d for good. Differs from the released package in that, and: every group may have its own lr;
-    lr 0 freezes; a zero gradient still counts as a step. Needs the direction's `diagonal` and `weighted`. Sweeps: 2.
-    Slots: 1, and one number per tensor.
+    Groups may have their own lr: a group at a tenth of the largest moves a tenth as far, exactly as if its parameters
+    were measured in units ten times as large (the released package's layer_scale). r is kept per tensor and summed
+    over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d for good.
+    Differs from the released package in these two; lr 0 freezes; a zero gradient still counts as a step. Needs the
+    direction's `diagonal` and `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -37,16 +38,16 @@ class DAdaptation(StepSize):
     d = number("d0")
     r = number(0.0, key="numerator_weighted", each=True)
 
-    def _step(self, x: Place, d: Any) -> Any:
-        return d * x.lr * (x.factor if self.bias_correction else 1.0)
+    def _step(self, x: Place, d: Any, lr: Any) -> Any:
+        return d * lr * (x.factor if self.bias_correction else 1.0)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
-        return self._step(x, x.d), 1.0
+        return self._step(x, x.d, x.lr), 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.a * dot(x.g, x.s / x.old.scale)
-        x.s = x.beta * x.s + (1 - x.beta) * x.a * x.g
-        return each(agreement), norm1(x.s)
+        x.s = x.beta * x.s + (1 - x.beta) * self._step(x, x.d, x.top) * x.g
+        return each(agreement), x.lr / x.top * norm1(x.s)
 
     def decide(self, c: Place, agreement: Any, s1: Any) -> None:
         c.r = c.beta * c.r + (1 - c.beta) * agreement
@@ -54,4 +55,4 @@ class DAdaptation(StepSize):
         c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:
-        return 1.0 if self.bias_correction else 1 / x.bias, self._step(x, x.was_d)
+        return 1.0 if self.bias_correction else 1 / x.bias, self._step(x, x.was_d, x.lr)

@@ -12,18 +12,20 @@ from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
 class Prodigy(StepSize):
     """Prodigy: arXiv 2306.06101, Algorithm 4, with the options of the released package.
 
-    The direction's averages take d g and d^2 g^2. With h = d lr, times the direction's `factor` if `bias_correction`:
+    The direction's averages take d g and d^2 g^2. With h = d lr, times the direction's `factor` if `bias_correction`,
+    and h_top the same with the largest lr of all groups:
 
-        r <- beta3 r + (d / d0) h <g, x0 - x>
-        s <- beta3 s + (d / d0) h g                       d instead of h with `safeguard_warmup`
+        r <- beta3 r + (d / d0) h_top <g, x0 - x>
+        s <- beta3 s + (d / d0) h g                       d lr / top instead of h with `safeguard_warmup`
         d_hat  = d_coef r / |s|_1                         no change while s = 0
         d_max <- max(d_max, d_hat);   at the first rise d <- max(d, d_hat);   d <- min(d_max, d growth_rate)
         x <- x - h u                                      h with the d from before, eps in u with the new one
 
-    x0 is where the tensor stood at its first step. r is kept per tensor and summed over those that take part, as |s|_1
-    is: r of a tensor that rests, over an |s|_1 without it, would raise d for good. Differs from the released package in
-    that, and: every group may have its own lr, which multiplies the estimate; lr 0 freezes; with beta1 = 0 the step
-    uses the d from before as well. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
+    x0 is where the tensor stood at its first step. Groups may have their own lr: one at a tenth of the largest moves a
+    tenth as far, exactly as if its parameters were measured in units ten times as large. r is kept per tensor and
+    summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d
+    for good. Differs from the released package in these two; lr 0 freezes; with beta1 = 0 the step uses the
+    d from before as well. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -43,13 +45,13 @@ class Prodigy(StepSize):
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.d, x.d * x.d
 
-    def _step(self, x: Place, d: Any) -> Any:
-        return d * x.lr * (x.factor if self.bias_correction else 1.0)
+    def _step(self, x: Place, d: Any, lr: Any) -> Any:
+        return d * lr * (x.factor if self.bias_correction else 1.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        h = self._step(x, x.d)
-        x.s = x.beta3 * x.s + x.d / x.d0 * (x.d if self.safeguard_warmup else h) * x.g
-        return each(x.d / x.d0 * h * dot(x.g, x.x0 - x.p)), norm1(x.s)
+        weight = x.d * x.lr / x.top if self.safeguard_warmup else self._step(x, x.d, x.lr)
+        x.s = x.beta3 * x.s + x.d / x.d0 * weight * x.g
+        return each(x.d / x.d0 * self._step(x, x.d, x.top) * dot(x.g, x.x0 - x.p)), norm1(x.s)
 
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap
@@ -59,5 +61,5 @@ class Prodigy(StepSize):
         c.d = minimum(c.d_max, d * c.growth_rate)
 
     def size(self, x: Place) -> tuple[Any, Any]:
-        h = self._step(x, x.was_d)
+        h = self._step(x, x.was_d, x.lr)
         return h if self.bias_correction else h / x.bias, h

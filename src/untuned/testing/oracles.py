@@ -261,6 +261,7 @@ def prodigy(
 ) -> Result:
     """Prodigy in its Adam form (arXiv 2306.06101). The step uses the d from before it, but for d * eps.
 
+    A group whose lr is a fraction of the largest is in other units: y = x / fraction, as if all had the largest lr.
     Scalars after each step: ``d``, ``d_max``, ``d_hat``.
     """
     b1, b2 = betas
@@ -268,21 +269,23 @@ def prodigy(
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
     origin = list(x)
     m, v, s, count = _zeros(x), _zeros(x), _zeros(x), [0 for _ in x]
+    # The numerator is kept per tensor: a paused tensor leaves both sides of the ratio, with its past.
     r = [0.0 for _ in x]
     d, d_max, d_hat = d0, d0, 0.0
     iterates, rows = [], []
     for k in range(1, steps + 1):
         _, grads = problem(x, k)
         h = {}
+        top = max(rates[k])
         for i, eta in _moving(rates[k]):
             t = count[i] + 1
             q = sqrt(1 - b2**t) / (1 - b1**t) if use_bias_correction else 1.0
             h[i] = d * eta * q
             g = grads[i] if decouple else grads[i] + decay[i] * x[i]
-            r[i] = b3 * r[i] + d / d0 * h[i] * _dot(g, origin[i] - x[i])
+            r[i] = b3 * r[i] + d / d0 * d * top * q * _dot(g, origin[i] - x[i])
             m[i] = b1 * m[i] + (1 - b1) * d * g
             v[i] = b2 * v[i] + (1 - b2) * d**2 * g**2
-            s[i] = b3 * s[i] + d / d0 * (d if safeguard_warmup else h[i]) * g
+            s[i] = b3 * s[i] + d / d0 * (d * eta / top if safeguard_warmup else h[i]) * g
         l1 = sum(float(np.abs(s[i]).sum()) for i in h)
         if l1 > 0:
             d_hat = d_coef * sum(r[i] for i in h) / l1
@@ -321,22 +324,25 @@ def dadapt_adam(
     sb = sqrt(b2)
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
     m, v, s, count = _zeros(x), _zeros(x), _zeros(x), [0 for _ in x]
+    # The numerator is kept per tensor: a paused tensor leaves both sides of the ratio, with its past.
     r = [0.0 for _ in x]
     d, d_hat = d0, 0.0
     iterates, rows = [], []
     for k in range(1, steps + 1):
         _, grads = problem(x, k)
-        h = {}
+        h, fraction = {}, {}
+        top = max(rates[k])
         for i, eta in _moving(rates[k]):
             t = count[i] + 1
             q = sqrt(1 - b2**t) / (1 - b1**t) if use_bias_correction else 1.0
             h[i] = d * eta * q
+            fraction[i] = eta / top
             g = grads[i] if decouple else grads[i] + decay[i] * x[i]
             r[i] = sb * r[i] + (1 - sb) * h[i] * _dot(g, s[i] / (np.sqrt(v[i]) + eps))
             m[i] = b1 * m[i] + h[i] * (1 - b1) * g
             v[i] = b2 * v[i] + (1 - b2) * g**2
-            s[i] = sb * s[i] + (1 - sb) * h[i] * g
-        l1 = sum(float(np.abs(s[i]).sum()) for i in h)
+            s[i] = sb * s[i] + (1 - sb) * d * top * q * g
+        l1 = sum(fraction[i] * float(np.abs(s[i]).sum()) for i in h)
         if l1 > 0:
             d_hat = sum(r[i] for i in h) / ((1 - sb) * l1)
             d = max(d, min(d_hat, d * growth_rate))
