@@ -11,7 +11,7 @@ from types import ModuleType
 import untuned
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "signatures.txt"
-METHODS = (
+METHODS = [
     "add_param_group",
     "averaged_parameters",
     "eval",
@@ -20,7 +20,7 @@ METHODS = (
     "record_loss",
     "step",
     "train",
-)
+]
 
 
 def signatures() -> str:

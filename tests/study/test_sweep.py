@@ -149,7 +149,7 @@ def test_kill_nine_of_parent_and_worker_loses_only_what_was_running(
 def test_control_c_at_any_moment_stops_everything_and_says_how_to_go_on(
     tmp_path: Path, command: Callable[[Path, int], Command]
 ) -> None:
-    pause = random.uniform(0, 5)
+    pause = random.uniform(0, 3)
     print(f"Ctrl-C {pause:.3f} s after the first worker was started")  # it imports, then it works
     compare = command(tmp_path / "study", 1)
     compare.until(1, "running", "done", "diverged")

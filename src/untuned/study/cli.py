@@ -82,7 +82,7 @@ def compare(
     from untuned.study.config import parse_lrs, parse_methods, resolve
 
     if not task:
-        task, budget = DEMO_TASKS, budget or DEMO_BUDGET
+        task, budget = DEMO_TASKS, DEMO_BUDGET if budget is None else budget
     study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
     name = "+".join(task).replace(":", ".")[:60]
     store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
