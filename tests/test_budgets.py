@@ -15,7 +15,12 @@ def code_lines(path: Path) -> int:
     documented = set()
     for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             documented |= set(range(body[0].lineno, (body[0].end_lineno or 0) + 1))
     lines = enumerate(text.splitlines(), start=1)
     return sum(1 for n, line in lines if line.strip() and not line.strip().startswith("#") and n not in documented)

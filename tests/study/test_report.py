@@ -365,7 +365,7 @@ def test_headline_compares_adam_with_the_widest_that_keeps_up_with_the_best(tmp_
     folder = build(tmp_path / "a", study(methods=of), lambda run: of[run.method](run))
     text = text_of(report.write(folder))
     assert "Adam stays within 2 points of its best over 0.4 decades of learning rate, Prodigy over 2.0." in text
-    adam, momo, prodigy = table(folder, "summary")
+    _, momo, prodigy = table(folder, "summary")
     assert (momo["own_decades"], momo["overall_decades"], prodigy["overall_decades"]) == ("6", "0", "1")
 
     of = {"momo_adam": peak_at(1e-2, 0.882, 0.004), "adam": of["adam"], "prodigy": of["prodigy"]}

@@ -87,7 +87,7 @@ def test_plateau_is_the_unbroken_range_around_the_best_and_may_be_empty():
 
 
 def test_summary_measures_plateaus_from_the_own_best_and_from_the_best_of_all():
-    sharp = np.stack([0.9 - 0.1 * abs(X + 1)] * 3, axis=1) + [-0.001, 0.0, 0.001]
+    sharp = np.stack([0.9 - 0.1 * abs(X + 1)] * 3, axis=1) + np.array([-0.001, 0.0, 0.001])
     broad = np.stack([0.89 - 0.01 * abs(X + 1)] * 3, axis=1)
     a, b = accuracy(outcome("sharp", sharp), outcome("broad", broad))
     assert (a.best_lr, a.n, a.runs) == (0.1, 3, 15)
