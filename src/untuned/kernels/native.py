@@ -49,6 +49,24 @@ def sweep(pointers, tensor, offset, length, table, partial):
 """
 
 
+def without_flat_factors(q: Symbol) -> tuple[Symbol, Symbol | None]:
+    """A summand and the flat factor to multiply its sum by: sums that differ in one only share their loop."""
+    factor: Symbol | None = None
+    while not q.flat:
+        if q.op == "*" and q.args[0].flat:
+            q, flat = q.args[1], q.args[0]
+        elif q.op == "*" and q.args[1].flat:
+            q, flat = q.args
+        elif q.op == "/" and q.args[1].flat:
+            q, flat = q.args[0], 1 / q.args[1]
+        elif q.op == "neg":
+            q, flat = q.args[0], Symbol.lift(-1.0)
+        else:
+            break
+        factor = flat if factor is None else factor * flat
+    return q, factor
+
+
 class Writer:
     """Emits the source of one program for one combination of dtypes."""
 
@@ -61,14 +79,19 @@ class Writer:
         self.head: list[str] = []
         self.body: list[str] = []
         stores = {key: self.element(value) for key, value in program.stores.items()}
-        sums = [self.element(value) for value in program.sums]
-        for j, value in enumerate(sums):
-            self.head.append(f"r{j} = T(0)")
-            self.body.append(f"r{j} += {value}")
+        tail: list[str] = []
+        totals: dict[str, str] = {}
+        for j, value in enumerate(program.sums):
+            summand, factor = without_flat_factors(value)
+            element = self.element(summand)
+            if element not in totals:
+                totals[element] = f"r{len(totals)}"
+                self.head.append(f"{totals[element]} = T(0)")
+                self.body.append(f"{totals[element]} += {element}")
+            tail.append(f"partial[c, {j}] = {totals[element]}" + ("" if factor is None else f" * {self.value(factor)}"))
         for key, value in stores.items():
             stored = f"bits_of(np.float32({value}))" if dtypes[key] == "bfloat16" else value
             self.body.append(f"{self.stream(key)}[i] = {stored}")
-        tail = [f"partial[c, {j}] = r{j}" for j in range(len(sums))]
         arithmetic = "float64" if "float64" in dtypes.values() else "float32"
         lines = [
             *(f"        {line}" for line in self.head),
@@ -79,7 +102,7 @@ class Writer:
         self.source = (
             _HEADER.format(arithmetic=arithmetic) + _SIGNATURE.format(parallel=parallel) + "\n".join(lines) + "\n"
         )
-        self.count = len(sums)
+        self.count = len(program.sums)
 
     def stream(self, key: str) -> str:
         if key not in self.streams:

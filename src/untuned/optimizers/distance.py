@@ -63,7 +63,7 @@ class DAdaptAdam(Optimizer):
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = untuned.DAdaptAdam([w])
-    >>> for _ in range(12):
+    >>> for _ in range(11):
     ...     optimizer.zero_grad()
     ...     (w - torch.tensor([1.0, 2.0])).abs().sum().backward()
     ...     optimizer.step()
