@@ -174,6 +174,7 @@ def test_lr_0_everywhere_changes_nothing(name: str, kind: str) -> None:
         set_lr(optimizer.param_groups[0], 0.0)
         before = everything(optimizer)
         train(model, optimizer, range(2))
+        optimizer.step(loss=torch.nan)  # nor is it a skipped step
         if kind == "float":
             optimizer.step()  # without a loss: torch.distributed.checkpoint does so
         allowed = SLOTS_AT_START if at == 0 and kind != "float" else set()
@@ -182,6 +183,21 @@ def test_lr_0_everywhere_changes_nothing(name: str, kind: str) -> None:
         set_lr(optimizer.param_groups[0], 0.5)
         train(model, optimizer, range(3))
     assert optimizer.metrics()["steps"] == 6
+
+
+@pytest.mark.parametrize("name", ["sgd", "prodigy", "momo"])
+def test_a_group_that_is_replaced_counts(name: str) -> None:
+    """Wrappers and users put new dicts into param_groups; their lr is the one to honour."""
+    model = net()
+    optimizer = EVERY[name](model.parameters(), lr=0.5)
+    train(model, optimizer, range(2))
+    before = vector(model)
+    optimizer.param_groups[0] = dict(optimizer.param_groups[0], lr=0.0)
+    train(model, optimizer, range(2, 3))
+    assert torch.equal(vector(model), before)
+    optimizer.param_groups = [dict(optimizer.param_groups[0], lr=1e-9)]
+    train(model, optimizer, range(2, 3))
+    assert 0 < (vector(model) - before).norm() < 1e-7
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -226,7 +226,8 @@ class Optimizer(torch.optim.Optimizer):
     def record_loss(self, loss: torch.Tensor | float) -> None:
         """Add the loss of one micro-batch; the next step uses the mean of those recorded since the last one.
 
-        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`.
+        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`. A step
+        that a gradient scaler leaves out leaves them for the next: with a scaler, `scaler.step(optimizer, loss=loss)`.
         """
         self._recorded.append(self._scalar_loss(loss))
 
@@ -277,11 +278,11 @@ class Optimizer(torch.optim.Optimizer):
             if isinstance(lr, torch.Tensor) or lr != 0:
                 for p in group["params"]:
                     if p.grad is not None:
-                        live += [p, p.device, p.dtype]
+                        live += [p, p.device, p.dtype, id(group)]  # groups may be replaced
         known, buckets = self._arranged
         if not sweep.unchanged(live, known):
             buckets = arrange(self.param_groups)
-            for p in live[::3]:
+            for p in live[::4]:
                 state.follow_parameter(self, p)  # pyright: ignore[reportArgumentType]
             self._arranged = live, buckets
         return buckets
