@@ -192,7 +192,6 @@ class Call:
     def __init__(
         self, sweep: NativeSweep, opt: Optimizer, dtypes: Dtypes, where: list[tuple[int, Bucket, int]]
     ) -> None:
-        self.where = where
         self.writer, self.function = sweep.kernel(dtypes, parallel=torch.get_num_threads() > 1)
         self.params = [bucket.params[j] for _, bucket, j in where]
         self.held = [local(opt.state[p][k]) for k in self.writer.streams if k not in "pg" for p in self.params]
@@ -206,17 +205,19 @@ class Call:
             if key not in "pg":
                 self.pointers[row] = [next(held).data_ptr() for _ in self.params]
         self.table = np.empty((len(where), len(self.writer.columns) + 1))
-        self.spans: list[tuple[Bucket, list[int], slice]] = []
-        for number in sorted({n for n, _, _ in where}):
+        self.spans: list[tuple[int, list[int], slice]] = []  # a bucket, tensors in it, and their rows here
+        self.buckets = {number: bucket for number, bucket, _ in where}
+        for number in self.buckets:
             rows = [row for row, (n, _, _) in enumerate(where) if n == number]
-            self.spans.append((where[rows[0]][1], [where[r][2] for r in rows], slice(rows[0], rows[-1] + 1)))
+            self.spans.append((number, [where[r][2] for r in rows], slice(rows[0], rows[-1] + 1)))
 
     def run(self, opt: Optimizer) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
         for row, key in enumerate(self.writer.streams):
             if key in "pg":
                 self.pointers[row] = [_stream(opt, p, key).data_ptr() for p in self.params]
-        for bucket, index, rows in self.spans:
+        for number, index, rows in self.spans:
+            bucket = self.buckets[number]
             self.table[rows, 0] = True if bucket.on is None else bucket.on.numpy()
             for column, name in enumerate(self.writer.columns, start=1):
                 self.table[rows, column] = _scalar(opt, bucket, index, *name)

@@ -53,9 +53,8 @@ class Sweep:
         blocks = [torch.zeros((len(b.params), sums), dtype=torch.float64, device=b.device) for b in buckets]
         for call in self.calls:
             rows = call.run(opt)
-            if sums:
-                for (i, _, j), row in zip(call.where, rows, strict=True):
-                    blocks[i][j] = row
+            for i, index, here in call.spans if sums else ():
+                blocks[i][index] = rows[here]
         for i, j in self.rest:
             if out := self.reference(opt, buckets[i], j):
                 blocks[i][j] = torch.stack(out)
