@@ -142,6 +142,19 @@ def test_resume_before_the_first_step_and_after_a_rollback(name: str) -> None:
     assert different(end, everything(optimizer)) == []
 
 
+@pytest.mark.parametrize("name", ["prodigy", "momo_adam", "mechanic on tam"])
+def test_numbers_that_came_apart_on_the_way_are_one_object_again(name: str) -> None:
+    """Tools that move a state dict between devices or processes copy every entry of every group on its own."""
+    optimizer = two_groups(name, net())
+    state = optimizer.state_dict()
+    state["param_groups"] = [copy.deepcopy(group) for group in state["param_groups"]]
+    optimizer.load_state_dict(state)
+    one, other = optimizer.param_groups
+    numbers = [key for key, value in one.items() if isinstance(value, torch.Tensor)]
+    assert len(numbers) >= 4
+    assert all(one[key] is other[key] for key in numbers)
+
+
 def test_a_rollback_forgets_recorded_losses() -> None:
     model = net()
     optimizer = EVERY["momo"](model.parameters())

@@ -226,8 +226,9 @@ class Optimizer(torch.optim.Optimizer):
     def record_loss(self, loss: torch.Tensor | float) -> None:
         """Add the loss of one micro-batch; the next step uses the mean of those recorded since the last one.
 
-        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`. A step
-        that a gradient scaler leaves out leaves them for the next: with a scaler, `scaler.step(optimizer, loss=loss)`.
+        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`. What
+        is recorded for a step that a gradient scaler leaves out enters the next one; with a scaler, give it the loss:
+        `scaler.step(optimizer, loss=loss)`.
         """
         self._recorded.append(self._scalar_loss(loss))
 

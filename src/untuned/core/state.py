@@ -109,10 +109,7 @@ def tie_numbers(opt: Optimizer) -> None:
         for key in number_keys(opt):
             source = first if key in shared else group
             if key in source:
-                group[key] = number_from(source[key], opt.device)
-    for key in shared & first.keys():
-        for group in opt.param_groups:
-            group[key] = first[key]
+                group[key] = number_from(source[key], opt.device)  # the object itself, if it is a number already
 
 
 def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
