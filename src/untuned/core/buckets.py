@@ -34,12 +34,15 @@ class Bucket:
 
     group: Group
     params: list[torch.Tensor]
+    states: list[dict[str, torch.Tensor]]  # their slots, counters and numbers
     rows: list[int]  # their places in the order of all live tensors
     device: torch.device
     domain: tuple[Any, ...]
     on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
     t: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # steps each has taken, float64
     rho: tuple[torch.Tensor, ...] = ()
+    before: list[dict[str, torch.Tensor]] = dataclasses.field(default_factory=list)  # states when the step began
+    begun: bool = False  # whether the start-point slots of all are filled
 
 
 def check_gradient(name: str, p: torch.Tensor) -> None:
@@ -55,22 +58,37 @@ def check_gradient(name: str, p: torch.Tensor) -> None:
         )
 
 
-def arrange(groups: list[Group]) -> list[Bucket]:
+def takes_part(group: Group) -> list[torch.Tensor]:
+    """The parameters of a group that have a gradient; none if its lr is 0."""
+    lr = group["lr"]
+    return [p for p in group["params"] if p.grad is not None] if isinstance(lr, torch.Tensor) or lr != 0 else []
+
+
+def signature(groups: list[Group]) -> list[object]:
+    """What an arrangement of the live tensors depends on, cheap to compare with that of the step before."""
+    found: list[object] = []
+    for group in groups:
+        found.append(id(group))  # groups may be replaced
+        for p in takes_part(group):
+            g = p.grad
+            assert g is not None
+            strides = g.stride() if g.layout == torch.strided else None
+            found += [id(p), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides]
+    return found
+
+
+def arrange(groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Tensor]]) -> list[Bucket]:
     """Buckets of the parameters that take part: those with a gradient, in groups whose lr is not 0."""
     buckets: list[Bucket] = []
     row = 0
     for group in groups:
-        lr = group["lr"]
-        if not isinstance(lr, torch.Tensor) and lr == 0:
-            continue
         here: dict[Any, Bucket] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+        for p in takes_part(group):
             key = (p.device, domain(p))
             if key not in here:
-                here[key] = Bucket(group, [], [], p.device, key[1])
+                here[key] = Bucket(group, [], [], [], p.device, key[1])
             here[key].params.append(p)
+            here[key].states.append(states[p])
             here[key].rows.append(row)
             row += 1
         buckets += here.values()

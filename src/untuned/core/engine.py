@@ -13,14 +13,13 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Generator, Iterable
-from itertools import chain
 from typing import Any, TypedDict
 
 import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, state, totals
-from untuned.core.buckets import Bucket, Group, arrange, check_gradient
+from untuned.core.buckets import Bucket, Group, arrange, check_gradient, signature, takes_part
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
@@ -97,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan = [(sweep.of_verbs(self, verbs), deciders) for verbs, deciders in plan(self.parts)]
         self._guard = sweep.guard(self)
         self._arranged: tuple[list[object], list[Bucket]] = [], []
-        self.before: dict[tuple[torch.Tensor, str], torch.Tensor] = {}
+        self.before: dict[int, dict[str, torch.Tensor]] = {}  # numbers of each group when the step began
         self.loss: torch.Tensor | None = None
         self._recorded: list[torch.Tensor] = []
         self._begun: set[torch.Tensor] = set()
@@ -260,7 +259,7 @@ class Optimizer(torch.optim.Optimizer):
         result = loss if loss is not None else computed
         buckets = self._live_buckets()
         if buckets:
-            self._check_step(buckets)
+            self._check_step()
             self.loss = self._loss_of_step(loss, computed)
             self._begin(buckets)
             for part_of_step, deciders in self._plan:
@@ -272,32 +271,28 @@ class Optimizer(torch.optim.Optimizer):
         return result
 
     def _live_buckets(self) -> list[Bucket]:
-        """The parameters that take part in this step; arranged anew only when that changes."""
-        live: list[object] = []
-        for group in self.param_groups:
-            lr = group["lr"]
-            if isinstance(lr, torch.Tensor) or lr != 0:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        live += [p, p.device, p.dtype, id(group)]  # groups may be replaced
+        """The parameters that take part in this step; arranged and checked anew only when that changes."""
+        now = signature(self.param_groups)
         known, buckets = self._arranged
-        if not sweep.unchanged(live, known):
-            buckets = arrange(self.param_groups)
-            for p in live[::4]:
-                state.follow_parameter(self, p)  # pyright: ignore[reportArgumentType]
-            self._arranged = live, buckets
+        if now != known:
+            for group in self.param_groups:
+                for p in takes_part(group):
+                    check_gradient(self._title, p)
+                    state.follow_parameter(self, p)
+            buckets = arrange(self.param_groups, self.state)
+            self._arranged = now, buckets
+        for bucket in buckets:
+            for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
+                check_gradient(self._title, p)
         return buckets
 
-    def _check_step(self, buckets: list[Bucket]) -> None:
+    def _check_step(self) -> None:
         if self.has_modes and not self.param_groups[0]["training"]:
             raise RuntimeError(
                 f"{self._title}.step() needs training mode, since the parameters hold the averaged point: "
                 f"call optimizer.train() before it."
             )
         self._check_shared(self.param_groups)
-        for bucket in buckets:
-            for p in bucket.params:
-                check_gradient(self._title, p)
 
     def _loss_of_step(self, loss: Any, computed: Any) -> torch.Tensor | None:
         if not self.needs_loss:
@@ -329,24 +324,26 @@ class Optimizer(torch.optim.Optimizer):
             ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
             skipped = skipped + (moving & ~ok)
             _allow(buckets, ok)
-        for p in chain.from_iterable(bucket.params for bucket in buckets):
-            if p not in self._begun:
-                state.fill_start_slots(self, p)
-                self._begun.add(p)
+        for bucket in buckets:
+            for p in () if bucket.begun else bucket.params:
+                if p not in self._begun:
+                    state.fill_start_slots(self, p)
+                    self._begun.add(p)
+            bucket.begun = True
         state.remember_numbers(self, buckets)
         steps = self.param_groups[0]["steps"] + self.on_any(buckets)
         for group in self.param_groups:
             group["steps"], group["skipped"] = steps, skipped
         for bucket in buckets:
             on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
-            counters = [self.state[p]["step"] for p in bucket.params]
+            counters = [held["step"] for held in bucket.states]
             torch._foreach_add_(counters, [on.to(counters[0].dtype)] * len(counters))  # one tensor would be read here
             bucket.t = torch.stack(counters).double()
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
                 weights = self.parts["direction"].weight(frame.place("direction"))
                 keep, take = (number_from(w, bucket.device) for w in weights)
-                rhos = [self.state[p]["rho"] for p in bucket.params]
+                rhos = [held["rho"] for held in bucket.states]
                 torch._foreach_mul_(rhos, [torch.where(on, keep, 1.0)] * len(rhos))
                 torch._foreach_add_(rhos, [torch.where(on, take, 0.0)] * len(rhos))
                 bucket.rho = tuple(rhos)
@@ -373,7 +370,11 @@ class Optimizer(torch.optim.Optimizer):
             return {}
         rows = self._rows(sweep, buckets)
         if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
-            _allow(buckets, torch.isfinite(rows).all())
+            good = torch.isfinite(rows).all()
+            skipped = self.param_groups[0]["skipped"] + (self.on_any(buckets) & ~good)
+            for group in self.param_groups:
+                group["skipped"] = skipped
+            _allow(buckets, good)
         columns = iter(rows.unbind(1))
         return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
 
@@ -415,7 +416,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self._begun:
-                    bucket = Bucket(group, [p], [0], p.device, ())
+                    bucket = Bucket(group, [p], [self.state[p]], [0], p.device, ())
                     frame = ElementFrame(self, bucket, 0)
                     iterate = self.parts["iterate"]
                     (iterate.enter if training else iterate.leave)(frame.place("iterate"))
@@ -444,7 +445,9 @@ class Optimizer(torch.optim.Optimizer):
         for i, group in enumerate(self.param_groups):
             t, rho = (self._largest(group, key) for key in ("step", "rho" if self.corrects else "step"))
             rho = torch.where(t > 0, rho, 1.0)
-            bucket = Bucket(group, group["params"], [0], self.device, (), None, t.clamp(min=1.0).reshape(1), (rho,))
+            params, states = group["params"], [self.state[p] for p in group["params"]]
+            t = t.clamp(min=1.0).reshape(1)
+            bucket = Bucket(group, params, states, [0], self.device, (), None, t, (rho,))
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):

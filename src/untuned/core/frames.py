@@ -73,9 +73,9 @@ class ElementFrame(Frame):
         return self.bucket.group[declared.key].to(self.bucket.device)
 
     def number_before(self, part: Part, declared: Number) -> Any:
-        owner = self.param if part.per_tensor(declared) else self.bucket.group["params"][0]
-        old = self.opt.before.get((owner, declared.key))
-        return self.number(part, declared) if old is None else old.to(self.bucket.device)
+        if not part.per_tensor(declared):
+            return self.opt.before.get(id(self.bucket.group), self.bucket.group)[declared.key].to(self.bucket.device)
+        return (self.bucket.before or self.bucket.states)[self.i][declared.key]
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.bucket.group, letter)
@@ -132,11 +132,14 @@ class ScalarFrame(Frame):
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets = opt, part.scope, buckets
         self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
-        rows = {row: p for b in buckets for row, p in zip(b.rows, b.params, strict=True)}
-        self.params = [rows[row] for row in sorted(rows)]
+        self.states = buckets[0].states
+        if len(buckets) > 1:
+            rows = {row: held for b in buckets for row, held in zip(b.rows, b.states, strict=True)}
+            self.states = [rows[row] for row in sorted(rows)]
 
     def _vector(self, values: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([v.to(self.opt.device) for v in values])
+        one_device = all(b.device == self.opt.device for b in self.buckets)
+        return torch.stack(values if one_device else [v.to(self.opt.device) for v in values])
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
@@ -147,9 +150,10 @@ class ScalarFrame(Frame):
         return held
 
     def number_before(self, part: Part, declared: Number) -> Any:
-        if part.per_tensor(declared):
-            return self._vector([self.opt.before[p, declared.key] for p in self.params])
-        return self.opt.before[self.group["params"][0], declared.key]
+        if not part.per_tensor(declared):
+            return self.opt.before[id(self.group)][declared.key]
+        rows = {row: held for b in self.buckets for row, held in zip(b.rows, b.before, strict=True)}
+        return self._vector([rows[row][declared.key] for row in sorted(rows)])
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.group, letter)
@@ -168,7 +172,7 @@ class ScalarFrame(Frame):
         return super().public(name)
 
     def _per_tensor(self, key: str) -> torch.Tensor:
-        return self._vector([self.opt.state[p][key] for p in self.params])
+        return self._vector([held[key] for held in self.states])
 
     def write(self, part: Part, name: str, value: Any) -> None:
         declared = part.letters.get(name)
@@ -179,8 +183,8 @@ class ScalarFrame(Frame):
         if part.per_tensor(declared):
             old = self._per_tensor(declared.key)
             value = torch.where(self.opt.on_rows(self.buckets) & torch.isfinite(value), value, old)
-            for p, v in zip(self.params, value.unbind(), strict=True):
-                self.opt.state[p][declared.key] = v.to(p.device)
+            for held, v in zip(self.states, value.unbind(), strict=True):
+                held[declared.key] = v.to(held[declared.key].device)
             return
         good = self.opt.on_any(self.buckets) & torch.isfinite(value).all()
         value = torch.where(good, value, self.group[declared.key])

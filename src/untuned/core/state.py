@@ -93,12 +93,11 @@ def number_keys(opt: Optimizer) -> set[str]:
 
 def remember_numbers(opt: Optimizer, buckets: list[Bucket]) -> None:
     """Numbers are replaced, never mutated: keeping the old ones for x.was_... costs nothing."""
-    for _, n in _numbers(opt, per_tensor=False):
-        for group in opt.param_groups:
-            opt.before[group["params"][0], n.key] = group[n.key]
-    for _, n in _numbers(opt, per_tensor=True):
-        for p in chain.from_iterable(b.params for b in buckets):
-            opt.before[p, n.key] = opt.state[p][n.key]
+    keys = number_keys(opt)
+    opt.before = {id(group): {key: group[key] for key in keys} for group in opt.param_groups}
+    if any(True for _ in _numbers(opt, per_tensor=True)):
+        for bucket in buckets:
+            bucket.before = [held.copy() for held in bucket.states]
 
 
 def tie_numbers(opt: Optimizer) -> None:

@@ -189,12 +189,13 @@ def _flat_layout(t: torch.Tensor) -> bool:
 class Call:
     """One kernel call: tensors of equal dtypes, and everything about them that stays from step to step."""
 
-    def __init__(
-        self, sweep: NativeSweep, opt: Optimizer, dtypes: Dtypes, where: list[tuple[int, Bucket, int]]
-    ) -> None:
-        self.writer, self.function = sweep.kernel(dtypes, parallel=torch.get_num_threads() > 1)
+    def __init__(self, writer: Writer, function: Any, parallel: bool, where: Where) -> None:
+        self.writer, self.function, self.parallel = writer, function, parallel
         self.params = [bucket.params[j] for _, bucket, j in where]
-        self.held = [local(opt.state[p][k]) for k in self.writer.streams if k not in "pg" for p in self.params]
+        self.states = [bucket.states[j] for _, bucket, j in where]
+        self.slots = [key for key in self.writer.streams if key not in "pg"]
+        self.held = [state[key] for key in self.slots for state in self.states]  # kept alive with their addresses
+        self.held_ids = [id(slot) for slot in self.held]
         sizes = [local(p).numel() for p in self.params]
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(sizes) for o in range(0, n, CHUNK)]
         self.tensor, self.offset, self.length = np.array(chunks, dtype=np.int64).T.copy()
@@ -203,13 +204,18 @@ class Call:
         held = iter(self.held)
         for row, key in enumerate(self.writer.streams):
             if key not in "pg":
-                self.pointers[row] = [next(held).data_ptr() for _ in self.params]
+                self.pointers[row] = [local(next(held)).data_ptr() for _ in self.params]
         self.table = np.empty((len(where), len(self.writer.columns) + 1))
         self.spans: list[tuple[int, list[int], slice]] = []  # a bucket, tensors in it, and their rows here
         self.buckets = {number: bucket for number, bucket, _ in where}
         for number in self.buckets:
             rows = [row for row, (n, _, _) in enumerate(where) if n == number]
             self.spans.append((number, [where[r][2] for r in rows], slice(rows[0], rows[-1] + 1)))
+
+    def current(self) -> bool:
+        """Whether its slots are still those of the state, and the number of threads what it was compiled for."""
+        now = [id(state[key]) for key in self.slots for state in self.states]
+        return now == self.held_ids and self.parallel == (torch.get_num_threads() > 1)
 
     def run(self, opt: Optimizer) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
@@ -243,13 +249,18 @@ class NativeSweep:
             self.kernels[dtypes, parallel] = writer, compile_source(writer.source)
         return self.kernels[dtypes, parallel]
 
+    def call(self, dtypes: Dtypes, where: Where) -> Call:
+        """The call for tensors of these dtypes, on as many threads as torch uses now."""
+        parallel = torch.get_num_threads() > 1
+        return Call(*self.kernel(dtypes, parallel), parallel, where)
+
     def accepts(self, opt: Optimizer, p: torch.Tensor) -> Dtypes | None:
         """The dtypes of the streams in order if a kernel can take this tensor, else None."""
         x = local(p)
         if x.device.type != "cpu" or not x.numel() or not _flat_layout(x):
             return None
         streams = [_stream(opt, p, key) for key in self.keys]
-        same = all(t.dtype in _TYPES and t.stride() == x.stride() for t in streams)
+        same = all(t.dtype in _TYPES and t.stride() == x.stride() and t.shape == x.shape for t in streams)
         return tuple(t.dtype for t in streams) if same else None
 
 
@@ -272,9 +283,9 @@ def _scalar(opt: Optimizer, bucket: Bucket, index: list[int], kind: str, key: st
     if kind == "top":
         return opt.top.numpy() if isinstance(opt.top, torch.Tensor) else opt.top
     if kind in ("each", "rho"):
-        return [opt.state[bucket.params[j]][key].numpy() for j in index]
+        return [bucket.states[j][key].numpy() for j in index]
     if kind == "each_before":
-        return [opt.before[bucket.params[j], key].numpy() for j in index]
+        return [bucket.before[j][key].numpy() for j in index]
     if kind == "before":
-        return opt.before[bucket.group["params"][0], key].numpy()
+        return opt.before[id(bucket.group)][key].numpy()
     return bucket.group[key].numpy()

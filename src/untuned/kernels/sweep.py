@@ -23,15 +23,6 @@ native_available = importlib.util.find_spec("numba") is not None
 Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]
 
 
-def unchanged(now: list[object], before: list[object]) -> bool:
-    """Whether two lists hold the same tensors (by identity) and equal devices, dtypes and strides."""
-    if len(now) != len(before):
-        return False
-    return all(
-        a is b or (not isinstance(a, torch.Tensor | Bucket) and a == b) for a, b in zip(now, before, strict=True)
-    )
-
-
 class Sweep:
     """A program to run on every tensor, and the reference way for tensors that no kernel takes."""
 
@@ -42,9 +33,9 @@ class Sweep:
             from untuned.kernels.native import NativeSweep  # importing numba takes half a second
 
             self.native = NativeSweep(program)
-        self.seen: list[object] = []
+        self.arranged: list[Bucket] | None = None
         self.calls: list[Call] = []
-        self.rest: list[tuple[int, int]] = []
+        self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
 
     def run(self, opt: Optimizer, buckets: list[Bucket]) -> list[torch.Tensor]:
         """One block [tensors, sums] per bucket."""
@@ -61,32 +52,19 @@ class Sweep:
         return blocks
 
     def _arrange(self, opt: Optimizer, buckets: list[Bucket]) -> None:
-        """Sort the tensors into kernel calls, anew only if a tensor, its gradient's layout or its slots changed."""
-        if self.native is None:
-            self.rest = [(i, j) for i, bucket in enumerate(buckets) for j in range(len(bucket.params))]
+        """Sort the tensors into kernel calls, anew only if the buckets or the slots are others than before."""
+        if buckets is self.arranged and all(call.current() for call in self.calls):
             return
-        seen: list[object] = [torch.get_num_threads() > 1]
-        slots = [key for key in self.native.keys if key not in "pg"]
-        for bucket in buckets:
-            seen.append(bucket)
-            for p in bucket.params:
-                g = p.grad
-                assert g is not None
-                seen += [p.dtype, g.dtype, g.stride(), *(opt.state[p][key] for key in slots)]
-        if unchanged(seen, self.seen):
-            return
-        self.seen, self.rest = seen, []
+        self.arranged, self.rest = buckets, []
         taken: dict[tuple[torch.dtype, ...], list[tuple[int, Bucket, int]]] = {}
         for i, bucket in enumerate(buckets):
             for j, p in enumerate(bucket.params):
-                dtypes = self.native.accepts(opt, p)
+                dtypes = self.native.accepts(opt, p) if self.native else None
                 if dtypes is None:
                     self.rest.append((i, j))
                 else:
                     taken.setdefault(dtypes, []).append((i, bucket, j))
-        from untuned.kernels.native import Call
-
-        self.calls = [Call(self.native, opt, dtypes, where) for dtypes, where in taken.items()]
+        self.calls = [self.native.call(dtypes, where) for dtypes, where in taken.items()] if self.native else []
 
 
 def of_verbs(opt: Optimizer, verbs: list[tuple[str, str]]) -> Sweep:

@@ -109,6 +109,54 @@ def replay(
 
 
 @app.command()
+def bench(
+    method: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names from `untuned list`, with options as in sgd(momentum=0.9). By default all."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Parameter lists.")] = "resnet50,gpt2,vit-b,lora,tiny",
+    dtype: Annotated[
+        str, typer.Option(help="Of parameters and gradients; bfloat16:bfloat16 sets that of slots too.")
+    ] = "float32,bfloat16",
+    rounds: Annotated[int, typer.Option(min=3, help="Timed steps of every contender.")] = 9,
+    against: Annotated[
+        str, typer.Option(help="Installed packages whose optimizers run too: torch,momo-opt,prodigyopt,...")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=1, help="With more than one, the wall clock is read.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    guard: Annotated[bool, typer.Option(help="Skip steps with non-finite gradients, as is the default.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default bench-DATE-TIME.")] = None,
+) -> None:
+    """Time the steps of methods on the parameter lists of real models, relative to torch's fused AdamW.
+
+    Writes bench.csv as it goes, then bench.md and bench.png.
+    """
+    from datetime import datetime
+
+    from untuned.study import bench, bench_report
+    from untuned.study.config import StudyError
+
+    split = [[word for word in text.split(",") if word] for text in (model, dtype, against)]
+    jobs = bench.plan(method or [], *split, guard=guard, rounds=rounds, threads=threads, device=device)
+    folder = out or Path(f"bench-{datetime.now():%Y-%m-%d-%H%M%S}")
+    if (folder / "bench.csv").exists():
+        raise StudyError(f"{folder} holds a benchmark; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in bench.run(jobs, folder / "bench.csv", bench.in_process):
+        rows.append(row)
+        print(row)
+    page = bench_report.write(folder, jobs, rows)
+    console = Console()
+    console.width = max(console.width, 120)
+    for table in bench_report.tables(rows):
+        console.print(table)
+    print(f"report: {page}")
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.")]) -> None:
     """Write the report of a study again."""
     from untuned.study import report
