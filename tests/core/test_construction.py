@@ -12,6 +12,8 @@ from problems import COMPOSITIONS, EVERY, OPTIONS, different, everything, net, t
 from torch import nn
 
 import untuned
+from untuned.core.declare import hyper
+from untuned.core.parts import StepSize
 from untuned.directions import TAM, Adam, Gradient, Momentum
 from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.step_sizes import DAdaptation, Fixed, MoMo, Prodigy
@@ -210,11 +212,22 @@ def test_dadaptation_needs_a_scale() -> None:
     )
 
 
+class Clashing(StepSize):
+    """A step size with a hyper-parameter that Momentum has too."""
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    momentum: float = hyper(default=0.5, within="[0, 1)")
+
+    def size(self, x: Any) -> tuple[Any, Any]:
+        return x.lr * x.momentum, x.lr
+
+
 def test_two_parts_cannot_share_a_name() -> None:
-    assert refused(direction=Adam(), step_size=DAdaptation(), iterate=ScheduleFree()) == (
-        "ScheduleFree and DAdaptation both declare the group entry 'beta': they cannot share one optimizer. "
+    assert refused(direction=Momentum(), step_size=Clashing()) == (
+        "Clashing and Momentum both declare the group entry 'momentum': they cannot share one optimizer. "
         "Rename it in one of them, or use another part."
     )
+    assert untuned.compose([weight()], direction=Adam(), step_size=DAdaptation(), iterate=ScheduleFree())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +264,7 @@ SHARED = [
     ("prodigy", "growth_rate", 2.0),
     ("dadapt_adam", "d0", 1e-4),
     ("dadapt_adam", "growth_rate", 2.0),
-    ("dadapt_adam", "beta", 0.5),
+    ("dadapt_adam", "beta3", 0.5),
     ("momo", "lb", -1.0),
     ("momo", "momentum", 0.5),
     ("momo", "dampening", 0.5),

@@ -46,10 +46,9 @@ class Bucket:
 
 
 def check_gradient(name: str, p: torch.Tensor) -> None:
-    g = p.grad
-    if g is None or g.layout != torch.strided:
-        layout = "missing" if g is None else str(g.layout)
-        raise TypeError(f"{name}: gradients must be dense, not {layout}. Use sparse=False in the embedding layer.")
+    g: Any = p.grad
+    if g.layout != torch.strided:
+        raise TypeError(f"{name}: gradients must be dense, not {g.layout}. Use sparse=False in the embedding layer.")
     if isinstance(p, DTensor) and (not isinstance(g, DTensor) or g.placements != p.placements):
         placed = g.placements if isinstance(g, DTensor) else "a plain tensor"
         raise TypeError(
@@ -70,8 +69,7 @@ def signature(groups: list[Group]) -> list[object]:
     for group in groups:
         found.append(id(group))  # groups may be replaced
         for p in takes_part(group):
-            g = p.grad
-            assert g is not None
+            g: Any = p.grad
             strides = g.stride() if g.layout == torch.strided else None
             found += [id(p), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides]
     return found

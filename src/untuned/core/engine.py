@@ -80,7 +80,12 @@ class Optimizer(torch.optim.Optimizer):
         for role, kind in ROLES.items():
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
-        self._check_options({"maximize": maximize, "skip_nonfinite": skip_nonfinite, "slot_dtype": slot_dtype})
+        check_flag(self._title, "maximize", maximize)
+        check_flag(self._title, "skip_nonfinite", skip_nonfinite)
+        if slot_dtype not in (None, *SLOT_DTYPES):
+            raise TypeError(
+                f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."
+            )
         if execution not in EXECUTIONS:
             raise ValueError(f"{self._title}: execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}.")
         if execution == "native" and not native_available:
@@ -122,10 +127,6 @@ class Optimizer(torch.optim.Optimizer):
         return max(lrs)
 
     @property
-    def needs_loss(self) -> bool:
-        return any("loss" in part.needs for part in self.parts.values())
-
-    @property
     def corrects(self) -> bool:
         """Whether the direction divides out the sum of its weights, rho, which is kept per tensor then."""
         return getattr(self.parts["direction"], "correct", False)
@@ -151,13 +152,6 @@ class Optimizer(torch.optim.Optimizer):
         state.create_numbers(self, group)
         for p in group["params"]:
             state.create_slots(self, p, group)
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        for option in ("maximize", "skip_nonfinite"):
-            check_flag(self._title, option, options[option])
-        dtype = options["slot_dtype"]
-        if dtype not in (None, *SLOT_DTYPES):
-            raise TypeError(f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {dtype!r}.")
 
     def _check_group(self, group: Group) -> None:
         fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
@@ -295,7 +289,7 @@ class Optimizer(torch.optim.Optimizer):
         self._check_shared(self.param_groups)
 
     def _loss_of_step(self, loss: Any, computed: Any) -> torch.Tensor | None:
-        if not self.needs_loss:
+        if not any("loss" in part.needs for part in self.parts.values()):
             return None
         if loss is not None and self._recorded:
             raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")

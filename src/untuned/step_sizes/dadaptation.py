@@ -15,9 +15,9 @@ class DAdaptation(StepSize):
     The direction's first average takes h g with h = d lr, times the direction's `factor` if `bias_correction`; h_top is
     the same with the largest lr of all groups; D is the direction's scale, and the sums run over the whole model:
 
-        r <- beta r + (1 - beta) h <g, s / D>                 s and D from before this step
-        s <- beta s + (1 - beta) h_top g
-        d_hat = r / ((1 - beta) sum (lr / top) |s|_1)         no change while s = 0
+        r <- beta3 r + (1 - beta3) h <g, s / D>                 s and D from before this step
+        s <- beta3 s + (1 - beta3) h_top g
+        d_hat = r / ((1 - beta3) sum (lr / top) |s|_1)         no change while s = 0
         d <- max(d, min(d_hat, d growth_rate))
         x <- x - u                                            lr and d are inside u
 
@@ -31,7 +31,7 @@ class DAdaptation(StepSize):
     lr: float = hyper(default=1.0, within="[0, inf)")
     d0: float = hyper(default=1e-6, within="(0, inf)")
     growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
-    beta: float = hyper(default=0.999**0.5, within="[0, 1)")
+    beta3: float = hyper(default=0.999**0.5, within="[0, 1)")
     bias_correction: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"weighted", "diagonal"})
     s = slot("s")
@@ -46,12 +46,12 @@ class DAdaptation(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.a * dot(x.g, x.s / x.old.scale)
-        x.s = x.beta * x.s + (1 - x.beta) * self._step(x, x.d, x.top) * x.g
+        x.s = x.beta3 * x.s + (1 - x.beta3) * self._step(x, x.d, x.top) * x.g
         return each(agreement), x.lr / x.top * norm1(x.s)
 
     def decide(self, c: Place, agreement: Any, s1: Any) -> None:
-        c.r = c.beta * c.r + (1 - c.beta) * agreement
-        d_hat = where(s1 > 0, c.r.sum() / ((1 - c.beta) * s1), c.d)
+        c.r = c.beta3 * c.r + (1 - c.beta3) * agreement
+        d_hat = where(s1 > 0, c.r.sum() / ((1 - c.beta3) * s1), c.d)
         c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:
