@@ -7,22 +7,28 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 Group = dict[str, Any]
 
 
-def local(t: torch.Tensor) -> torch.Tensor:
+def _is_distributed(t: Any) -> bool:
+    """Whether t is a DTensor; importing that class takes as long as torch itself, and who has one has imported it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
+
+
+def local(t: Any) -> torch.Tensor:
     """The shard of t on this process; t itself if it is not sharded."""
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if _is_distributed(t) else t
 
 
-def domain(p: torch.Tensor) -> tuple[Any, ...]:
+def domain(p: Any) -> tuple[Any, ...]:
     """The process groups over which sums of p's elements must be added: one per mesh axis that shards p."""
-    if not isinstance(p, DTensor):
+    if not _is_distributed(p):
         return ()
     mesh = p.device_mesh
     return tuple(mesh.get_group(axis) for axis, placement in enumerate(p.placements) if placement.is_shard())
@@ -45,12 +51,12 @@ class Bucket:
     begun: bool = False  # whether the start-point slots of all are filled
 
 
-def check_gradient(name: str, p: torch.Tensor) -> None:
-    g: Any = p.grad
+def check_gradient(name: str, p: Any) -> None:
+    g = p.grad
     if g.layout != torch.strided:
         raise TypeError(f"{name}: gradients must be dense, not {g.layout}. Use sparse=False in the embedding layer.")
-    if isinstance(p, DTensor) and (not isinstance(g, DTensor) or g.placements != p.placements):
-        placed = g.placements if isinstance(g, DTensor) else "a plain tensor"
+    if _is_distributed(p) and (not _is_distributed(g) or g.placements != p.placements):
+        placed = g.placements if _is_distributed(g) else "a plain tensor"
         raise TypeError(
             f"{name}: a gradient must be placed like its parameter {tuple(p.placements)}, not {placed}. "
             f"Redistribute it before step()."

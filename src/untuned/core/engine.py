@@ -10,7 +10,6 @@ The number of sweeps is the cost model: a plain method has one, an adaptive one 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypedDict
@@ -22,7 +21,7 @@ from untuned.core import capabilities, state, totals
 from untuned.core.buckets import Bucket, Group, arrange, check_gradient, signature, takes_part
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
-from untuned.core.parts import Direction, Iterate, Part, StepSize, WeightDecay
+from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.core.plan import plan, read_by_model_decisions
 from untuned.kernels import sweep
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
@@ -464,18 +463,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         running = "native" if self._guard.native else "reference"
-        recipe = " x ".join(_shown(part) for part in self.parts.values())
+        recipe = " x ".join(map(repr, self.parts.values()))
         groups = (
             f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
             + ", ".join(f"{k}={g[k]}" for k in self.defaults)
             for i, g in enumerate(self.param_groups)
         )
         return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running} execution): {recipe}", *groups])
-
-
-def _shown(part: Part) -> str:
-    values = ", ".join(f"{f.name}={getattr(part, f.name)}" for f in dataclasses.fields(part))  # pyright: ignore[reportArgumentType]
-    return f"{part.name}({values})"
 
 
 def _allow(buckets: list[Bucket], flag: torch.Tensor) -> None:

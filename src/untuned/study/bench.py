@@ -6,7 +6,6 @@ A process measures one list in one dtype; it holds the reference and one contend
 
 import csv
 import gc
-import importlib.metadata
 import json
 import os
 import random
@@ -15,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +105,18 @@ def plan(
     for name, spec in zip(ours, specs, strict=True):
         if spec.lrs:
             raise StudyError(f"methods: {name}: the lr does not change the time of a step; leave it out")
+    for option, names in (("model", models), ("dtype", dtypes)):
+        if not names:
+            raise StudyError(f"{option}: name at least one")
     for option, names, known in (("model", models, MODELS), ("against", against, PACKAGES)):
         for name in names:
             if name not in known:
                 raise StudyError(f"{option}: there is no {name!r}; there are {', '.join(known)}")
     for package in against:
         try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise StudyError(f"against: {package} is not installed; run: pip install {package}") from None
+            import_module(PACKAGES[package])
+        except Exception as error:  # a broken package raises what it likes
+            raise StudyError(f"against: {package} cannot be imported ({error}); run: pip install {package}") from error
     for dtype in dtypes:
         if dtype.count(":") > 1 or not set(dtype.split(":")) <= set(DTYPES):
             raise StudyError(
@@ -128,10 +131,10 @@ def plan(
     jobs = []
     for model in models:
         for dtype in dtypes:
-            job = Job(model, dtype, [REFERENCE, *ours, *peers], "default", guard, rounds, threads, device)
+            job = Job(model, dtype, (REFERENCE, *ours, *peers), "default", guard, rounds, threads, device)
             jobs.append(job)
             if peers and device == "cpu":
-                jobs.append(replace(job, contenders=[REFERENCE, *peers], allocator="tuned"))
+                jobs.append(replace(job, contenders=(REFERENCE, *peers), allocator="tuned"))
             for name in ours:
                 try:
                     job.contender(name, [(1,)])

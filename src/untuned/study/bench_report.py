@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(row.contender for row in measured))
     models = list(dict.fromkeys(row.model for row in rows))
     looks = charts.styles({_series(row): _series(row) for row in rows})
-    width, height = 3.2 + 2.9 * len(models), 1.9 + (0.12 + 0.1 * len(looks)) * len(names)
+    width, height = 3.2 + 2.9 * len(models), 1.9 + (0.16 + 0.06 * len(looks)) * len(names)
     with mpl.rc_context(charts._RC):
         figure = Figure((width, height), facecolor="white", layout="constrained")
         panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -156,8 +157,9 @@ def _panel(ax: Axes, rows: Sequence[Row], names: Sequence[str], looks: Mapping[s
     places = {series: 0.7 * ((i + 0.5) / len(looks) - 0.5) for i, series in enumerate(looks)}
     for row in rows:
         style, y = looks[_series(row)], names.index(row.contender) + places[_series(row)]
-        ax.plot([row.low, row.high], [y, y], color=style.color)
-        ax.plot(row.ratio, y, style.marker, color=style.color)
+        low, ratio, high = np.array([row.low, row.ratio, row.high], dtype=float)
+        ax.plot([low, high], [y, y], color=style.color)
+        ax.plot(ratio, y, style.marker, color=style.color)
     low, high = ax.get_xlim()
     ax.xaxis.set_major_locator(FixedLocator(_MANY_TICKS if high < 8 * low else _FEW_TICKS))
     ax.xaxis.set_minor_locator(NullLocator())

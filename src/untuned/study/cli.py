@@ -148,7 +148,7 @@ def bench(
         print(row)
     page = bench_report.write(folder, jobs, rows)
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 160)  # a row in two lines cannot be read down its columns
     for table in bench_report.tables(rows):
         console.print(table)
     print(f"report: {page}")

@@ -64,7 +64,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     )
     for cls in classes.split()
 }
-PACKAGES = list(dict.fromkeys(name.partition(" ")[0] for name in PEERS))
+PACKAGES = {name.partition(" ")[0]: module for name, (module, _, _) in PEERS.items()}
 REFERENCE = "torch AdamW(fused=True)"
 
 
@@ -116,9 +116,8 @@ class Contender:
 
     def turn_gradients(self) -> None:
         """Change their sign, so that the parameters stay, and attach them, since some optimizers drop them."""
-        torch._foreach_neg_(self.gradients)
         for p, g in zip(self.params, self.gradients, strict=True):
-            p.grad = g
+            p.grad = g.neg_()
 
     def step(self) -> None:
         self.optimizer.step(**self.arguments)
