@@ -56,6 +56,7 @@ def test_every_command_has_help(run: Untuned) -> None:
     for words in (
         ["compare"],
         ["replay"],
+        ["bench"],
         ["report"],
         ["list"],
         ["show"],
