@@ -51,7 +51,8 @@ def test_a_fixed_step_and_the_warm_up() -> None:
         assert (found["lr_effective"], found["lr_effective_1"], found["steps"]) == (0.5, 0.25, k)
         step(optimizer, 1.0, 2.0)
     optimizer.param_groups[0]["lr"] = 0.125
-    assert optimizer.metrics()["lr_effective"] == 0.125
+    assert optimizer.metrics()["lr_effective"] == 0.5  # of the last step, whatever a schedule has set since
+    assert step(optimizer, 1.0, 2.0)["lr_effective"] == 0.125
     optimizer = untuned.AdamWScheduleFree([scalar()], lr=0.5, warmup_steps=4)
     assert optimizer.metrics()["lr_effective"] == 0.125
     assert [step(optimizer, 1.0)["lr_effective"] for _ in range(5)] == [0.125, 0.25, 0.375, 0.5, 0.5]

@@ -101,11 +101,20 @@ def test_label_is_what_the_parser_reads() -> None:
 def test_identity_is_the_hash_of_everything_that_determines_the_numbers() -> None:
     text = (
         '{"batch_size":16,"epochs":5.0,"lr":0.1,"method":"adam","options":{"betas":[0.9,0.95]},'
-        '"seed":2,"task":"iris","version":"1.0"}'
+        '"seed":2,"source":"","task":"iris","version":"1.0"}'
     )
     assert RUN.canonical() == text
     assert RUN.id == hashlib.sha256(text.encode()).hexdigest()[:16]
-    changes = {"task": "wine", "method": "sgd", "options": {}, "lr": 0.2, "seed": 3, "epochs": 6, "version": "1.1"}
+    changes = {
+        "task": "wine",
+        "method": "sgd",
+        "options": {},
+        "lr": 0.2,
+        "seed": 3,
+        "epochs": 6,
+        "version": "1.1",
+        "source": "0f",
+    }
     ids = {RUN.model_copy(update={key: value}).id for key, value in changes.items()}
     assert len(ids | {RUN.id, RUN.model_copy(update={"batch_size": 8}).id}) == len(changes) + 2
 

@@ -31,7 +31,7 @@ def domain(p: Any) -> tuple[Any, ...]:
     if not _is_distributed(p):
         return ()
     mesh = p.device_mesh
-    return tuple(mesh.get_group(axis) for axis, placement in enumerate(p.placements) if placement.is_shard())
+    return tuple(mesh.get_group(axis) for axis, placement in enumerate(p.placements) if not placement.is_replicate())
 
 
 @dataclasses.dataclass
@@ -69,7 +69,7 @@ def takes_part(group: Group) -> list[torch.Tensor]:
     return [p for p in group["params"] if p.grad is not None] if isinstance(lr, torch.Tensor) or lr != 0 else []
 
 
-def signature(groups: list[Group]) -> list[object]:
+def signature(groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Tensor]]) -> list[object]:
     """What an arrangement of the live tensors depends on, cheap to compare with that of the step before."""
     found: list[object] = []
     for group in groups:
@@ -77,7 +77,7 @@ def signature(groups: list[Group]) -> list[object]:
         for p in takes_part(group):
             g: Any = p.grad
             strides = g.stride() if g.layout == torch.strided else None
-            found += [id(p), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides]
+            found += [id(p), id(states[p]), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides, g.is_neg()]
     return found
 
 

@@ -34,12 +34,12 @@ ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "dec
 class EngineOptions(TypedDict, total=False):
     """Options every optimizer of the library takes, by keyword.
 
-    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step whose loss or gradient, or
-    its square, is not finite, and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the
-    dtype of slots (default: float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process
-    group over whose ranks the loss is averaged, "world" (default), or None for one that is already averaged. execution:
-    "reference" runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where
-    they exist.
+    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step where a gradient, its
+    square, or the loss that the method reads is not finite, and count it in `metrics()["skipped"]`; costs one read of
+    the gradients. slot_dtype: the dtype of slots (default: float32 for float16 and bfloat16 parameters, else the
+    parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default), or None for
+    one that is already averaged. execution: "reference" runs the verbs as written, "native" as compiled kernels (needs
+    numba), "auto" (default) as kernels where they exist.
     """
 
     maximize: bool
@@ -265,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
-        now = signature(self.param_groups)
+        now = signature(self.param_groups, self.state)
         known, buckets = self._arranged
         if now != known:
             for group in self.param_groups:
@@ -440,7 +440,8 @@ class Optimizer(torch.optim.Optimizer):
             rho = torch.where(t > 0, rho, 1.0)
             params, states = group["params"], [self.state[p] for p in group["params"]]
             t = t.clamp(min=1.0).reshape(1)
-            bucket = Bucket(group, params, states, [0], self.device, (), None, t, (rho,))
+            used = group | {"lr": self.before.get(id(params), group)["lr"]}  # a schedule may have moved on since
+            bucket = Bucket(used, params, states, [0], self.device, (), None, t, (rho,))
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):

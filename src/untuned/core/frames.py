@@ -61,7 +61,7 @@ class ElementFrame(Frame):
 
     def _gradient(self) -> Any:
         if "g" not in self.loads:
-            self.loads["g"] = self.part("decay").gradient(self.place("decay"), self._raw_gradient())
+            self.loads["g"] = self.parts["decay"].gradient(self.place("decay"), self._raw_gradient())
         return self.loads["g"]
 
     def slot(self, key: str) -> Any:
@@ -74,7 +74,9 @@ class ElementFrame(Frame):
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.opt.before.get(id(self.bucket.group), self.bucket.group)[declared.key].to(self.bucket.device)
+            return self.opt.before.get(id(self.bucket.group["params"]), self.bucket.group)[declared.key].to(
+                self.bucket.device
+            )
         return (self.bucket.before or self.bucket.states)[self.i][declared.key]
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
@@ -151,7 +153,7 @@ class ScalarFrame(Frame):
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.opt.before[id(self.group)][declared.key]
+            return self.opt.before[id(self.group["params"])][declared.key]
         rows = {row: held for b in self.buckets for row, held in zip(b.rows, b.before, strict=True)}
         return self._vector([rows[row][declared.key] for row in sorted(rows)])
 

@@ -39,7 +39,7 @@ class Place:
 
     def base(self, w: Any) -> Any:
         """Where the plain step, with its weight decay, takes w."""
-        return self._frame.part("decay").apply(self._frame.place("decay"), w)
+        return self._frame.parts["decay"].apply(self._frame.place("decay"), w)
 
 
 class Frame:
@@ -48,9 +48,6 @@ class Frame:
     def __init__(self, parts: dict[str, Any]) -> None:
         self.parts = parts
         self._places: dict[str, Place] = {}
-
-    def part(self, role: str) -> Any:
-        return self.parts[role]
 
     def place(self, role: str) -> Place:
         if role not in self._places:
@@ -92,7 +89,7 @@ class Frame:
 
 
 def _average(frame: Frame) -> Any:
-    direction = frame.part("direction")
+    direction = frame.parts["direction"]
     if "m" in direction.letters:
         return frame.read(direction, "m")
     return direction.average(frame.place("direction"))
@@ -100,7 +97,7 @@ def _average(frame: Frame) -> Any:
 
 def _verb(role: str, verb: str, item: int | None = None, default: Any = None) -> Callable[[Frame], Any]:
     def read(frame: Frame) -> Any:
-        part = frame.part(role)
+        part = frame.parts[role]
         if not hasattr(part, verb):
             return default
         value = getattr(part, verb)(frame.place(role))
@@ -124,7 +121,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "size": _verb("step_size", "size", 0),  # factor of u in the step
     "rate": _verb("step_size", "size", 1),  # factor of weight_decay in the step
     "shrink": _verb("decay", "shrink"),  # what the weight decay divides the weights by
-    "bias": lambda f: f.public("rho") if getattr(f.part("direction"), "correct", False) else 1.0,
+    "bias": lambda f: f.public("rho") if getattr(f.parts["direction"], "correct", False) else 1.0,
     "rho": lambda f: f.public("rho"),  # sum of the weights in m, per tensor
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1

@@ -94,7 +94,7 @@ def number_keys(opt: Optimizer) -> set[str]:
 def remember_numbers(opt: Optimizer, buckets: list[Bucket]) -> None:
     """Numbers are replaced, never mutated: keeping the old ones for x.was_... costs nothing."""
     keys = number_keys(opt)
-    opt.before = {id(group): {key: group[key] for key in keys} for group in opt.param_groups}
+    opt.before = {id(group["params"]): {key: group[key] for key in keys | {"lr"}} for group in opt.param_groups}
     if any(True for _ in _numbers(opt, per_tensor=True)):
         for bucket in buckets:
             bucket.before = [held.copy() for held in bucket.states]

@@ -5,11 +5,13 @@ Chunks of a tensor are summed apart and added in a fixed order, so the result do
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +24,14 @@ from untuned.kernels.program import Program, Symbol
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
 
+_ONE_AT_A_TIME = threading.Lock()
+_POINTERS = Path(__file__).with_name("pointers.py").read_text()  # inlined into every kernel, so part of its identity
 CHUNK = 16384  # elements: the streams of a chunk fit a core's cache
 Dtypes = tuple[torch.dtype, ...]
 Where = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
 _TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
-_CALLS = {"sqrt": "sqrt", "min": "min", "max": "max", "abs": "abs"}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elements elsewhere
+_CALLS = ("sqrt", "min", "max", "abs")
 
 _HEADER = """\
 from math import sqrt
@@ -103,6 +108,7 @@ class Writer:
             _HEADER.format(arithmetic=arithmetic) + _SIGNATURE.format(parallel=parallel) + "\n".join(lines) + "\n"
         )
         self.count = len(program.sums)
+        self.stored = frozenset(stores)
 
     def stream(self, key: str) -> str:
         if key not in self.streams:
@@ -147,7 +153,7 @@ class Writer:
         if q.op == "neg":
             return f"-{args[0]}"
         if q.op in _CALLS:
-            return f"{_CALLS[q.op]}({', '.join(args)})"
+            return f"{q.op}({', '.join(args)})"
         return f"({args[0]}) {q.op} ({args[1]})"
 
 
@@ -156,21 +162,29 @@ def _cache_folder() -> Path:
     return Path(root) / "untuned" / "kernels"
 
 
+@functools.cache
 def compile_source(source: str) -> Any:
     """The compiled function of a source text, from the cache on disk if it was compiled before."""
-    name = "k" + hashlib.sha256(source.encode()).hexdigest()[:24]
-    folder = _cache_folder()
+    name = "k" + hashlib.sha256((source + _POINTERS).encode()).hexdigest()[:24]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.py"
-        if not path.exists():
-            handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                file.write(source)
-            os.replace(temporary, path)
-    except OSError:  # a read-only home: compile into a folder of this process
-        path = Path(tempfile.mkdtemp(prefix="untuned-")) / f"{name}.py"
-        path.write_text(source)
+        return _load(_written(_cache_folder(), name, source), name)
+    except (OSError, RuntimeError):  # no home, a folder of somebody else, a full disk: a folder of this process
+        return _load(_written(Path(tempfile.mkdtemp(prefix="untuned-")), name, source), name)
+
+
+def _written(folder: Path, name: str, source: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.py"
+    if not path.exists():
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            file.write(source)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    return path
+
+
+def _load(path: Path, name: str) -> Any:
     name = f"untuned_kernel_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -186,6 +200,23 @@ def _flat_layout(t: torch.Tensor) -> bool:
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
+def _in_parallel(function: Any, arguments: tuple[Any, ...]) -> None:
+    """Run on as many threads as torch uses, and leave torch's number as it was: the two may share one OpenMP pool.
+
+    One at a time, since numba's simplest threading layer cannot do more.
+    """
+    import numba
+
+    threads = torch.get_num_threads()
+    with _ONE_AT_A_TIME:
+        try:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+            function(*arguments)
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+
 class Call:
     """One kernel call: tensors of equal dtypes, and everything about them that stays from step to step."""
 
@@ -193,6 +224,7 @@ class Call:
         self.writer, self.function, self.parallel = writer, function, parallel
         self.params = [bucket.params[j] for _, bucket, j in where]
         self.states = [bucket.states[j] for _, bucket, j in where]
+        self.writes_p = "p" in self.writer.stored
         self.slots = [key for key in self.writer.streams if key not in "pg"]
         self.held = [state[key] for key in self.slots for state in self.states]  # kept alive with their addresses
         self.held_ids = [id(slot) for slot in self.held]
@@ -201,10 +233,6 @@ class Call:
         self.tensor, self.offset, self.length = np.array(chunks, dtype=np.int64).T.copy()
         self.first = np.searchsorted(self.tensor, np.arange(len(where)))
         self.pointers = np.zeros((len(self.writer.streams), len(where)), dtype=np.uint64)
-        held = iter(self.held)
-        for row, key in enumerate(self.writer.streams):
-            if key not in "pg":
-                self.pointers[row] = [local(next(held)).data_ptr() for _ in self.params]
         self.table = np.empty((len(where), len(self.writer.columns) + 1))
         self.spans: list[tuple[int, list[int], slice]] = []  # a bucket, tensors in it, and their rows here
         self.buckets = {number: bucket for number, bucket, _ in where}
@@ -219,17 +247,23 @@ class Call:
 
     def run(self, opt: Optimizer) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        for row, key in enumerate(self.writer.streams):
-            if key in "pg":
-                self.pointers[row] = [_stream(opt, p, key).data_ptr() for p in self.params]
+        held = iter(self.held)
+        for row, key in enumerate(self.writer.streams):  # storage may have moved under the same tensor
+            streams = self.params if key == "p" else [p.grad for p in self.params] if key == "g" else held
+            self.pointers[row] = [local(t).data_ptr() for _, t in zip(self.params, streams, strict=False)]
         for number, index, rows in self.spans:
             bucket = self.buckets[number]
             self.table[rows, 0] = True if bucket.on is None else bucket.on.numpy()
             for column, name in enumerate(self.writer.columns, start=1):
                 self.table[rows, column] = _scalar(opt, bucket, index, *name)
         partial = np.zeros((self.tensor.size, max(1, self.writer.count)))
-        self.function(self.pointers, self.tensor, self.offset, self.length, self.table, partial)
-        torch.autograd.graph.increment_version(self.params)
+        arguments = self.pointers, self.tensor, self.offset, self.length, self.table, partial
+        if self.parallel:
+            _in_parallel(self.function, arguments)
+        else:
+            self.function(*arguments)
+        if self.writes_p:
+            torch.autograd.graph.increment_version(self.params)
         return torch.from_numpy(np.add.reduceat(partial, self.first, axis=0))
 
 
@@ -260,7 +294,14 @@ class NativeSweep:
         if x.device.type != "cpu" or not x.numel() or not _flat_layout(x):
             return None
         streams = [_stream(opt, p, key) for key in self.keys]
-        same = all(t.dtype in _TYPES and t.stride() == x.stride() and t.shape == x.shape for t in streams)
+        same = all(
+            type(t) in _PLAIN
+            and t.dtype in _TYPES
+            and t.stride() == x.stride()
+            and t.shape == x.shape
+            and not t.is_neg()
+            for t in streams
+        )
         return tuple(t.dtype for t in streams) if same else None
 
 
@@ -287,5 +328,5 @@ def _scalar(opt: Optimizer, bucket: Bucket, index: list[int], kind: str, key: st
     if kind == "each_before":
         return [bucket.before[j][key].numpy() for j in index]
     if kind == "before":
-        return opt.before[id(bucket.group)][key].numpy()
+        return opt.before[id(bucket.group["params"])][key].numpy()
     return bucket.group[key].numpy()

@@ -7,12 +7,15 @@ and cast where it meets an element (1 - 0.999 in float32 would be off by 1e-5).
 from __future__ import annotations
 
 import dataclasses
+import os
+import traceback
 from typing import Any
 
 from untuned.core.declare import Hyper, Number, Slot
 from untuned.core.parts import Part
 from untuned.core.place import Each, Frame, Place, Traced
 
+_OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
 
 
@@ -142,7 +145,7 @@ class TraceFrame(Frame):
         if name in ("g", "raw"):
             g = Symbol("load", "g")
             g = -g if self.maximize else g
-            return g if name == "raw" else self.part("decay").gradient(self.place("decay"), g)
+            return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().public(name)
@@ -167,11 +170,16 @@ def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -
     for role, verb in verbs:
         try:
             out: Any = getattr(parts[role], verb)(frame.place(role))
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
+            if isinstance(error, AttributeError) and "'Symbol'" not in str(error):
+                raise  # a letter that does not exist says so itself
             recipe = " x ".join(part.name for part in parts.values())
+            where = traceback.extract_tb(error.__traceback__)
+            at = next((f for f in reversed(where) if not f.filename.startswith(_OURS)), where[-1])
             raise TypeError(
                 f"{recipe}: the verb {verb!r} of {parts[role].name} is not elementwise math as untuned.core.place has "
-                f"it ({error})"
+                f"it: {error} In {at.name!r}, line {at.lineno}: {at.line} Use arithmetic, sqrt, minimum, maximum and "
+                f"where."
             ) from error
         if out is not None:
             out = out if isinstance(out, tuple) else (out,)

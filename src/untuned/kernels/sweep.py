@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,14 @@ from untuned.kernels.program import Program, Symbol, trace
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
-    from untuned.kernels.native import Call
+    from untuned.kernels import native, triton
+    from untuned.kernels.native import NativeSweep
+    from untuned.kernels.triton import TritonSweep
 
 EXECUTIONS = ("auto", "reference", "native")
 native_available = importlib.util.find_spec("numba") is not None
+triton_available = importlib.util.find_spec("triton") is not None
+TRITON_DEVICES = {"cuda"}
 
 Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]
 
@@ -28,13 +32,13 @@ class Sweep:
 
     def __init__(self, opt: Optimizer, program: Program, reference: Reference) -> None:
         self.program, self.reference = program, reference
-        self.native = None
+        self.native = self.triton = None
         if opt.execution != "reference" and native_available:
             from untuned.kernels.native import NativeSweep  # importing numba takes half a second
 
             self.native = NativeSweep(program)
         self.arranged: list[Bucket] | None = None
-        self.calls: list[Call] = []
+        self.calls: list[native.Call | triton.Call] = []
         self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
 
     def run(self, opt: Optimizer, buckets: list[Bucket]) -> list[torch.Tensor]:
@@ -56,15 +60,26 @@ class Sweep:
         if buckets is self.arranged and all(call.current() for call in self.calls):
             return
         self.arranged, self.rest = buckets, []
-        taken: dict[tuple[torch.dtype, ...], list[tuple[int, Bucket, int]]] = {}
+        taken: dict[Any, list[tuple[int, Bucket, int]]] = {}
         for i, bucket in enumerate(buckets):
+            kernels = self._kernels(opt, bucket.device)
             for j, p in enumerate(bucket.params):
-                dtypes = self.native.accepts(opt, p) if self.native else None
-                if dtypes is None:
+                dtypes = kernels.accepts(opt, p) if kernels else None
+                if kernels is None or dtypes is None:
                     self.rest.append((i, j))
                 else:
-                    taken.setdefault(dtypes, []).append((i, bucket, j))
-        self.calls = [self.native.call(dtypes, where) for dtypes, where in taken.items()] if self.native else []
+                    taken.setdefault((kernels, bucket.device, dtypes), []).append((i, bucket, j))
+        self.calls = [kernels.call(dtypes, where) for (kernels, _, dtypes), where in taken.items()]
+
+    def _kernels(self, opt: Optimizer, device: torch.device) -> NativeSweep | TritonSweep | None:
+        """What compiles the program for a device, if anything does."""
+        if device.type not in TRITON_DEVICES or not triton_available or opt.execution != "native":
+            return self.native
+        if self.triton is None:
+            from untuned.kernels.triton import TritonSweep  # importing triton takes half a second
+
+            self.triton = TritonSweep(self.program)
+        return self.triton
 
 
 def of_verbs(opt: Optimizer, verbs: list[tuple[str, str]]) -> Sweep:

@@ -15,10 +15,11 @@ from untuned.weight_decay import Decoupled, Proximal
 class MoMo(Optimizer):
     """Momentum with a model-based adaptive step: arXiv 2305.07583, Algorithm 1, signature of momo-opt.
 
-    lr caps the step (1 is the authors' advice); lb is a known lower bound of the loss; `use_fstar=True` (MoMo*)
-    estimates it, not below lb; beta averages. `bias_correction=False` starts the averages at their first sample.
-    Weight decay is proximal and scales with lr, not with the adapted step. The mathematics, and what differs from the
-    reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 1.
+    lr caps the step (1 is the authors' advice); lb is a known lower bound of the loss, which must not fall below it:
+    there the steps are 0. `use_fstar=True` (MoMo*) estimates the bound, upwards from lb; beta averages.
+    `bias_correction=False` starts the averages at their first sample. Weight decay is proximal and scales with lr, not
+    with the adapted step. The mathematics, and what differs from the reference implementation, stand in
+    `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 1.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -49,7 +50,9 @@ class MoMo(Optimizer):
 class MoMoAdam(Optimizer):
     """MoMo with Adam's preconditioner: arXiv 2305.07583, Algorithm 2, signature of momo-opt.
 
-    lr caps Adam's step; lb is a known lower bound of the loss; `use_fstar=True` (MoMo-Adam*) estimates it.
+    lr caps Adam's step (0.1 to 1 leaves the choice to MoMo; the default is momo-opt's); lb is a known lower bound of
+    the loss, which must not fall below it: there the steps are 0. `use_fstar=True` (MoMo-Adam*) estimates the bound,
+    upwards from lb.
     `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what differs from
     the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
 

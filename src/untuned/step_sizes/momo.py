@@ -24,6 +24,9 @@ class MoMo(StepSize):
 
         L <- max((F - G + sum <m, x> - theta/2 sum lr <m, m / D>) / rho, lb)
 
+    Where the model lies at or below its bound the step is 0: a loss that falls below `lb` stops the training, so `lb`
+    must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
+
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; G is kept per tensor,
     so that tensors without a gradient leave the model; everything is in the state dict. Needs the loss and the

@@ -2,10 +2,12 @@
 
 import ast
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -53,6 +55,7 @@ class Run(_Frozen):
     seed: int
     epochs: PositiveFloat
     batch_size: PositiveInt
+    source: str = ""  # hash of the code of a task of one's own
     version: str
 
     def __str__(self) -> str:
@@ -69,6 +72,7 @@ class TaskEntry(_Frozen):
     chance: float
     batch_size: PositiveInt
     epochs: PositiveFloat
+    source: str = ""  # hash of the file of a task of one's own: other code is another task
 
 
 class MethodEntry(_Frozen):
@@ -101,6 +105,7 @@ class Study(_Frozen):
                 seed=seed,
                 epochs=task.epochs,
                 batch_size=task.batch_size,
+                source=task.source,
                 version=self.version,
             )
             for seed in self.seeds
@@ -260,4 +265,12 @@ def _task(name: str, epochs: float | None) -> TaskEntry:
         chance=task.chance,
         batch_size=task.batch_size,
         epochs=task.epochs if epochs is None else epochs,
+        source=_source(task) if ":" in name else "",
     )
+
+
+def _source(task: tasks.Task) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the file that defines a task; of its name, if there is no file."""
+    path = inspect.getsourcefile(type(task))
+    content = Path(path).read_bytes() if path else type(task).__qualname__.encode()
+    return hashlib.sha256(content).hexdigest()[:16]

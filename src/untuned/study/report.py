@@ -169,28 +169,35 @@ def _missing(results: Results) -> int:
 
 
 def _headline(results: Results, looks: Mapping[str, Style]) -> str:
+    """One claim for a single task or for many, and one for each of two or three."""
+    if len(results.tasks) not in (2, 3):
+        return _claim(results.tasks, looks)
+    return " ".join(f"{t.task.name}: {_claim([t], looks)}" for t in results.tasks)
+
+
+def _claim(of: Sequence[TaskResult], looks: Mapping[str, Style]) -> str:
     """How wide the plateau of Adam is, and the widest of a method that keeps up with the best on half of the tasks."""
     width, keeps_up, censored = defaultdict[str, float](float), Counter[str](), set[str]()
-    for s in (s for t in results.tasks for s in t.summaries):
+    for s in (s for t in of for s in t.summaries):
         if s.own:
-            width[s.method] += s.own.decades / len(results.tasks)
+            width[s.method] += s.own.decades / len(of)
             keeps_up[s.method] += s.overall is not None
             if s.own.censored:
                 censored.add(s.method)
     if not width:
         return "No method has learned anything yet."
-    widest, *others = sorted(width, key=lambda m: (2 * keeps_up[m] < len(results.tasks), -width[m], m))
+    widest, *others = sorted(width, key=lambda m: (2 * keeps_up[m] < len(of), -width[m], m))
     first = "adam" if "adam" in others else others[-1] if others else widest
 
     def over(method: str) -> str:
         return f"over {'at least ' if method in censored else ''}{width[method]:.1f}"
 
-    closes = {t.metric.close for t in results.tasks}
+    closes = {t.metric.close for t in of}
     close = f"within {closes.pop()} of" if len(closes) == 1 else "close to"
     text = f"{looks[first].label} stays {close} its best {over(first)} decades of learning rate"
     if widest != first:
         text += f", {looks[widest].label} {over(widest)}"
-    return text + (f", on average over {len(results.tasks)} tasks." if len(results.tasks) > 1 else ".")
+    return text + (f", on average over {len(of)} tasks." if len(of) > 1 else ".")
 
 
 def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
