@@ -5,7 +5,7 @@
 needs torch with CUDA, Triton and this package with its extra `kernels`, takes less than eight minutes, and prints one
 table. Columns:
 
-    B/param     what a step reads and writes, by the programs of its sweeps
+    B/param     what a step reads and writes, by the programs of its sweeps, the check for bad gradients included
     bytes       the same as a ratio to fused AdamW in the same dtype: what the ratio would be if only bytes counted
     ratio       time on the device / mean of the fused AdamW steps before and after, median over the rounds
     graph       the same for a step captured in a CUDA graph

@@ -284,7 +284,7 @@ class Call:
             tables = (pointers, self.chunks, scalars, self.index, partial)
             self.function[(len(self.chunks),)](*tables, ALIGNMENT=self.alignment, **FUSED)
             if count:
-                add_chunks[(len(self.params), count)](partial, self.first, sums, COUNT=count, WIDTH=1024, **FUSED)
+                add_chunks[(len(self.params), count)](partial, self.first, sums, COUNT=count, WIDTH=1024, **FUSED)  # pyright: ignore
         if self.writes:
             torch.autograd.graph.increment_version(self.params)
         return sums
