@@ -1,4 +1,5 @@
-"""The reference: every verb as written, on the tensors of one parameter after the other. It runs on any device."""
+"""The reference: every verb as written, on the tensors of one parameter after the other. It runs on any device
+with float64."""
 
 from __future__ import annotations
 
