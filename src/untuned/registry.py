@@ -29,6 +29,8 @@ class Method:
 
 
 _SCHEDULE_FREE = "averaging in place of a schedule"
+_DADAPT = "distance estimated by D-Adaptation"
+_PRODIGY = "distance estimated by Prodigy"
 _MECHANIC = "scale of the displacement learned"
 _METHODS = {
     name: Method(name, cls, summary, paper)
@@ -39,9 +41,45 @@ _METHODS = {
         ("momo", optimizers.MoMo, "momentum, step from the loss, capped by lr", "arXiv 2305.07583"),
         ("momo_adam", optimizers.MoMoAdam, "Adam, step from the loss, capped by lr", "arXiv 2305.07583"),
         ("prodigy", optimizers.Prodigy, "Adam, distance to the solution estimated", "arXiv 2306.06101"),
-        ("dadapt_adam", optimizers.DAdaptAdam, "Adam, distance estimated by D-Adaptation", "arXiv 2301.07733"),
+        ("dadapt_adam", optimizers.DAdaptAdam, f"Adam, {_DADAPT}", "arXiv 2301.07733"),
         ("mechanic_sgd", optimizers.MechanicSGD, f"momentum, {_MECHANIC}", "arXiv 2306.00144"),
         ("mechanic_adamw", optimizers.MechanicAdamW, f"AdamW, {_MECHANIC}", "arXiv 2306.00144"),
+        ("sps", optimizers.SPS, "gradient descent, Polyak step from the loss, capped by lr", "arXiv 2002.10542"),
+        ("dec_sps", optimizers.DecSPS, "decreasing Polyak step from the loss", "arXiv 2205.04583"),
+        ("prox_sps", optimizers.ProxSPS, "capped Polyak step, proximal weight decay", "arXiv 2301.04935"),
+        ("sp", optimizers.SP, "Polyak step from the loss, uncapped", "arXiv 2106.11851"),
+        ("alig", optimizers.ALIG, "Polyak step from the loss for interpolation, capped by lr", "arXiv 1906.05661"),
+        ("taps", optimizers.TAPS, "Polyak step to a recorded loss per sample", "arXiv 2106.11851"),
+        ("motaps", optimizers.MOTAPS, "the same, learning the smallest loss", "arXiv 2106.11851"),
+        ("dadapt_sgd", optimizers.DAdaptSGD, f"SGD, {_DADAPT}", "arXiv 2301.07733"),
+        ("dadapt_adagrad", optimizers.DAdaptAdaGrad, f"AdaGrad, {_DADAPT}", "arXiv 2301.07733"),
+        ("dadapt_lion", optimizers.DAdaptLion, f"Lion, {_DADAPT}", "arXiv 2301.07733"),
+        ("dadapt_adan", optimizers.DAdaptAdan, f"Adan, {_DADAPT}", "arXiv 2301.07733"),
+        ("dadapt_da", optimizers.DAdaptDA, f"dual averaging, {_DADAPT}; convex", "arXiv 2301.07733"),
+        ("dadapt_gd", optimizers.DAdaptGD, f"plain SGD, {_DADAPT}; convex", "arXiv 2301.07733"),
+        (
+            "prodigy_da",
+            optimizers.ProdigyDA,
+            f"dual averaging, {_PRODIGY}; convex",
+            "arXiv 2306.06101",
+        ),
+        (
+            "prodigy_gd",
+            optimizers.ProdigyGD,
+            f"gradient descent, {_PRODIGY}; convex",
+            "arXiv 2306.06101",
+        ),
+        ("resetting", optimizers.Resetting, "D-Adaptation that starts over; convex", "arXiv 2306.06101"),
+        ("resetting_gd", optimizers.ResettingGD, "the same by gradient descent; convex", "arXiv 2306.06101"),
+        ("dog", optimizers.DoG, "gradient descent, distance moved over gradients", "arXiv 2302.12022"),
+        ("ldog", optimizers.LDoG, "the same, tensor by tensor", "arXiv 2302.12022"),
+        ("dowg", optimizers.DoWG, "gradient descent, distance moved over weighted gradients", "arXiv 2305.16284"),
+        ("gradagrad", optimizers.GradaGrad, "AdaGrad-Norm whose step can grow", "arXiv 2206.06900"),
+        ("gradagrad_diagonal", optimizers.DiagonalGradaGrad, "the same per coordinate", "arXiv 2206.06900"),
+        ("madgrad", optimizers.MADGRAD, "dual averaging over cube roots, momentum by averaging", "arXiv 2101.11075"),
+        ("mirror_madgrad", optimizers.MirrorMADGRAD, "MADGRAD as mirror descent", "arXiv 2101.11075"),
+        ("mda", optimizers.MDA, "dual averaging, momentum by averaging", "arXiv 2010.10502"),
+        ("sngm", optimizers.SNGM, "momentum of normalised gradients", "arXiv 2007.13985"),
         ("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),

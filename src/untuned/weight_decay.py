@@ -17,23 +17,23 @@ class Coupled(WeightDecay):
     def gradient(self, x: Place, g: Any) -> Any:
         return g + x.weight_decay * x.p
 
-    def apply(self, x: Place, w: Any) -> Any:
-        return w - x.size * x.u
+    def decay(self, x: Place, w: Any, at: Any) -> Any:
+        return w
 
     def shrink(self, x: Place) -> Any:
         return 1.0
 
 
 class Decoupled(WeightDecay):
-    """w <- w - rate lambda p - size u, at the point p where the gradient was taken, as in AdamW."""
+    """w <- w - size u - rate lambda p, p being the weights where the gradient was taken, as in AdamW."""
 
     weight_decay: float = hyper(default=0.0, within="[0, inf)")
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g
 
-    def apply(self, x: Place, w: Any) -> Any:
-        return w - x.rate * x.weight_decay * x.p - x.size * x.u
+    def decay(self, x: Place, w: Any, at: Any) -> Any:
+        return w - x.rate * x.weight_decay * at
 
     def shrink(self, x: Place) -> Any:
         return 1 + x.rate * x.weight_decay
@@ -47,8 +47,8 @@ class Proximal(WeightDecay):
     def gradient(self, x: Place, g: Any) -> Any:
         return g
 
-    def apply(self, x: Place, w: Any) -> Any:
-        return (w - x.size * x.u) / (1 + x.rate * x.weight_decay)
+    def decay(self, x: Place, w: Any, at: Any) -> Any:
+        return w / (1 + x.rate * x.weight_decay)
 
     def shrink(self, x: Place) -> Any:
         return 1 + x.rate * x.weight_decay

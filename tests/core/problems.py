@@ -21,6 +21,23 @@ execution = "reference"  # set by the option --execution
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.05, "weight_decay": 0.01},
+    "alig": {"lr": 0.1, "weight_decay": 0.01},
+    "dec_sps": {"lr": 0.5, "weight_decay": 0.01},
+    "dadapt_adagrad": {"d0": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
+    "dadapt_adan": {"d0": 1e-3, "growth_rate": 1.5},
+    "dadapt_da": {"d0": 1e-1, "weight_decay": 0.01},
+    "dadapt_gd": {"d0": 1e-1, "weight_decay": 0.01},
+    "dadapt_lion": {"d0": 1e-3, "weight_decay": 0.1},
+    "dadapt_sgd": {"d0": 1e-2, "momentum": 0.9, "weight_decay": 0.01},
+    "dog": {"reps_rel": 1e-2, "weight_decay": 0.01},
+    "dowg": {"eps": 1e-2, "weight_decay": 0.01},
+    "gradagrad": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.01},
+    "gradagrad_diagonal": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.01},
+    "ldog": {"reps_rel": 1e-2, "weight_decay": 0.01},
+    "madgrad": {"lr": 0.02, "weight_decay": 0.1, "decouple_decay": True},
+    "mda": {"lr": 0.5, "weight_decay": 0.01},
+    "mirror_madgrad": {"lr": 0.02, "weight_decay": 0.01},
+    "motaps": {"samples": 7, "lr": 0.2, "target_lr": 0.5, "momentum": 0.5},
     "adamw": {"lr": 0.05, "weight_decay": 0.1},
     "adatam": {"lr": 0.005, "weight_decay": 0.01},
     "adatamw": {"lr": 0.005, "weight_decay": 0.1},
@@ -30,16 +47,47 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "momo": {"lr": 1.0, "weight_decay": 0.01},
     "momo_adam": {"lr": 0.1, "weight_decay": 0.01, "use_fstar": True},
     "prodigy": {"d0": 1e-2, "weight_decay": 0.1},
+    "prodigy_da": {"d0": 1e-1, "weight_decay": 0.01},
+    "prodigy_gd": {"d0": 1e-1, "weight_decay": 0.01},
+    "prox_sps": {"lr": 0.5, "weight_decay": 0.01},
+    "resetting": {"d0": 1e-1, "weight_decay": 0.01},
+    "resetting_gd": {"d0": 1e-1, "weight_decay": 0.01},
     "schedule_free_adamw": {"lr": 0.05, "weight_decay": 0.1, "warmup_steps": 3},
     "schedule_free_sgd": {"lr": 0.5, "weight_decay": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    "sngm": {"lr": 0.05, "weight_decay": 0.01},
+    "sp": {"lr": 0.2, "weight_decay": 0.01},
+    "sps": {"lr": 0.5, "weight_decay": 0.01},
     "tam": {"lr": 0.1, "weight_decay": 0.01},
+    "taps": {"samples": 7, "lr": 0.2, "target": 0.1, "weight_decay": 0.01},
 }
+
+
+class _SameSamples(untuned.Optimizer):
+    """Every batch holds the same samples, one of them twice, so that one loop serves all methods."""
+
+    def step(self, closure: Any = None, *, loss: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().step(closure, loss=loss, sample_ids=[0, 5, 2, 2])
+
+    def record_loss(self, loss: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().record_loss(loss, [0, 5, 2, 2])
+
+
+class TAPS(untuned.TAPS, _SameSamples):
+    pass
+
+
+class MOTAPS(untuned.MOTAPS, _SameSamples):
+    pass
+
+
+RECORDED = {"taps": TAPS, "motaps": MOTAPS}
 
 
 def _registered(name: str) -> Build:
     def build(params: Any, **changes: Any) -> untuned.Optimizer:
-        return untuned.create(params, name, **{"execution": execution} | OPTIONS[name] | changes)
+        options = {"execution": execution} | OPTIONS[name] | changes
+        return RECORDED[name](params, **options) if name in RECORDED else untuned.create(params, name, **options)
 
     return build
 
@@ -89,7 +137,9 @@ COMPOSITIONS: dict[str, Build] = {
 }
 
 EVERY: dict[str, Build] = {name: _registered(name) for name in OPTIONS} | COMPOSITIONS
-LOSS_DRIVEN = [name for name in EVERY if "momo" in name]
+LOSS_DRIVEN = [
+    name for name in EVERY if "momo" in name or name in (*RECORDED, "alig", "dec_sps", "prox_sps", "sp", "sps")
+]
 AVERAGING = [name for name in EVERY if "schedule_free" in name]
 
 

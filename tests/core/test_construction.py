@@ -26,6 +26,8 @@ def weight(*values: float) -> nn.Parameter:
 WRONG_TYPES = {float: ["0.1", None, True, 1j, (0.1,), torch.tensor(0.1)], bool: ["no", 0, None], str: []}
 WRONG_VALUES = {float: [nan, -1.0, np.float32(-1)], bool: [], str: ["layer", None]}
 WRONG_TYPES[tuple] = ["0.9, 0.999", None, 0.9, (0.9, "0.999"), (True, 0.999)]
+WRONG_TYPES[type] = ["10", None, 1j]  # an option without a default: the number of samples
+WRONG_VALUES[type] = [0, nan, -1]
 WRONG_VALUES[tuple] = [(0.9,), (0.9, 0.99, 0.999), (0.9, 1.0), (-0.1, 0.999), (nan, 0.999)]
 
 
@@ -39,19 +41,23 @@ def wrong_options() -> list[Any]:
             for error, values in ((TypeError, WRONG_TYPES), (ValueError, WRONG_VALUES)):
                 for value in values[kind]:
                     fits_lr = option == "lr" and isinstance(value, torch.Tensor)
-                    fits_lb = option == "lb" and isinstance(value, float | np.floating) and value == value
-                    if not (fits_lr or fits_lb or value is parameter.default):
+                    fits_lb = option in ("lb", "target") and isinstance(value, float | np.floating) and value == value
+                    fits = (
+                        fits_lr or fits_lb or (name == "dadapt_adan" and isinstance(value, tuple) and len(value) == 3)
+                    )
+                    if not (fits or value is parameter.default):
                         cases.append(pytest.param(name, option, value, error, id=f"{name}-{option}-{value}"))
     return cases
 
 
 @pytest.mark.parametrize(("name", "option", "value", "error"), wrong_options())
 def test_wrong_options(name: str, option: str, value: Any, error: type[Exception]) -> None:
-    wanted = rf"^\w+: \w+ must be (True|one of|a number in|two numbers in) ?.*, not {re.escape(repr(value))}\.$"
+    wanted = rf"^\w+: \w+ must be (True|one of|a number in|a whole number in|two numbers in|3 numbers in) ?.*, not {re.escape(repr(value))}\.$"
     if "schedule_free" in name and option in ("momentum", "betas"):  # one of betas is that of ScheduleFree
         wanted = r"must be .* in [\[(]0, 1\), not "
+    needed = {"samples": 3} if name in ("taps", "motaps") else {}
     with pytest.raises(error, match=wanted):
-        untuned.create([weight()], name, **{option: value})
+        untuned.create([weight()], name, **needed | {option: value})
 
 
 @pytest.mark.parametrize("value", [torch.tensor(-1.0), torch.tensor(nan), torch.ones(2)])
@@ -192,7 +198,8 @@ def refused(**parts: Any) -> str:
 def test_momo_needs_one_average_of_the_model() -> None:
     assert refused(direction=TAM(), step_size=MoMo()) == (
         "MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor "
-        "differently; scope='model' gives one damping for the whole model. Use Adam, Gradient, Momentum or RMSProp."
+        "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, "
+        "CubeRootDA, DualAverage, Gradient, Momentum, RMSProp or SNGM."
     )
     assert refused(direction=TAM(scope="group"), step_size=MoMo()) == refused(direction=TAM(), step_size=MoMo())
     untuned.compose([weight()], direction=TAM(scope="model"), step_size=MoMo())
@@ -201,14 +208,15 @@ def test_momo_needs_one_average_of_the_model() -> None:
 def test_momo_needs_a_plain_average() -> None:
     assert refused(direction=Momentum(nesterov=True), step_size=MoMo()) == (
         "MoMo cannot use Momentum: it needs 'average' (one scalar weight per past gradient); Nesterov momentum steps "
-        "along a mixture of the average and the current gradient. Use Adam, Gradient, Momentum or RMSProp."
+        "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, "
+        "DualAverage, Gradient, Momentum, RMSProp or SNGM."
     )
 
 
 def test_dadaptation_needs_a_scale() -> None:
     assert refused(direction=Momentum(), step_size=DAdaptation()) == (
-        "DAdaptation cannot use Momentum: it needs 'diagonal' (a diagonal scale D with u = m / D); Momentum does not "
-        "give it. Use AdaTAM, Adam or RMSProp."
+        "DAdaptation cannot use Momentum: it needs 'diagonal' (a diagonal scale D that the direction divides by); "
+        "Momentum does not give it. Use AdaGrad, AdaGradDA, AdaTAM, Adam, Adan, CubeRoot, CubeRootDA or RMSProp."
     )
 
 

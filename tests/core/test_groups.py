@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 
 import untuned
 
-SLOTS_AT_START = {"z", "p0", "ref"}
+SLOTS_AT_START = {"p0", "ref", "z", "x0", "init_buffer"}
 
 
 def halves(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -59,7 +59,8 @@ def test_the_order_of_groups_does_not_matter(name: str) -> None:
     assert not torch.allclose(vector(model), vector(net()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", EVERY)
+# LDoG's distances are those of each tensor, MADGRAD's steps grow like the power 2/3 of lr.
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("ldog", "madgrad")])
 def test_a_tenth_of_the_lr_is_a_tenth_of_the_step(name: str) -> None:
     """Two tensors with the same values and gradients: what is decided for the model is the same for both."""
     lr = float(EVERY[name](net().parameters()).param_groups[0]["lr"])

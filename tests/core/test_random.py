@@ -24,7 +24,11 @@ def defaults_of(name: str) -> dict[str, Any]:
     if name in COMPOSITIONS:
         return {"lr": 1.0}
     parameters = inspect.signature(untuned.get(name).optimizer).parameters
-    return {key: p.default for key, p in parameters.items() if key not in ("params", "engine")}
+    return {
+        key: 7 if p.default is p.empty else p.default
+        for key, p in parameters.items()
+        if key not in ("params", "engine")
+    }
 
 
 def fitting(option: str, default: Any) -> st.SearchStrategy[Any]:
@@ -33,7 +37,9 @@ def fitting(option: str, default: Any) -> st.SearchStrategy[Any]:
     if isinstance(default, str):
         return st.sampled_from(["tensor", "group", "model"])
     if isinstance(default, tuple):
-        return st.tuples(FITTING, FITTING)
+        return st.tuples(*[FITTING] * len(default))
+    if option in ("samples", "warmup_steps"):
+        return st.integers(6, 9)
     return FITTING.map(lambda v: 1 + v) if option == "growth_rate" else FITTING
 
 

@@ -18,16 +18,42 @@ def test_the_methods() -> None:
         "adamw",
         "adatam",
         "adatamw",
+        "alig",
+        "dadapt_adagrad",
         "dadapt_adam",
+        "dadapt_adan",
+        "dadapt_da",
+        "dadapt_gd",
+        "dadapt_lion",
+        "dadapt_sgd",
+        "dec_sps",
+        "dog",
+        "dowg",
+        "gradagrad",
+        "gradagrad_diagonal",
+        "ldog",
+        "madgrad",
+        "mda",
         "mechanic_adamw",
         "mechanic_sgd",
+        "mirror_madgrad",
         "momo",
         "momo_adam",
+        "motaps",
         "prodigy",
+        "prodigy_da",
+        "prodigy_gd",
+        "prox_sps",
+        "resetting",
+        "resetting_gd",
         "schedule_free_adamw",
         "schedule_free_sgd",
         "sgd",
+        "sngm",
+        "sp",
+        "sps",
         "tam",
+        "taps",
     ]
 
 
@@ -54,7 +80,7 @@ def test_a_record(name: str) -> None:
         assert found.group() in document
     else:
         assert re.fullmatch(r"[A-Z]\w+ \d{4}", method.paper)
-    created = untuned.create(net(), name)
+    created = untuned.create(net(), name, **{"samples": 3} if name in ("taps", "motaps") else {})
     assert type(created) is method.optimizer
     assert created.param_groups[0]["lr"] == method.lr
 
@@ -78,7 +104,7 @@ def test_unknown_methods_name_the_nearest(wrong: str, near: str) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, "", "xyz"])
 def test_names_without_a_near_one_show_all(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=rf"no method is called {wrong!r}; did you mean adam, adamw, .*, tam\?"):
+    with pytest.raises(ValueError, match=rf"no method is called {wrong!r}; did you mean adam, adamw, .*, taps\?"):
         untuned.get(wrong)
 
 

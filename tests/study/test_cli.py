@@ -56,6 +56,8 @@ def test_every_command_has_help(run: Untuned) -> None:
     for words in (
         ["compare"],
         ["replay"],
+        ["replay", "momo-mnist"],
+        ["replay", "logreg12"],
         ["bench"],
         ["report"],
         ["list"],
@@ -122,7 +124,11 @@ def test_a_study_from_the_command_to_the_report_and_again(run: Untuned) -> None:
         (["report", "occupied"], "occupied holds no study: study.json is missing"),
         (["show", "momo-adm"], "'momo-adm'; did you mean momo_adam"),
         (["data", "fetch", "iris-of-mine"], "iris-of-mine"),
-        (["replay", "prodigy-mnist"], "unknown replay 'prodigy-mnist'; known: momo-mnist"),
+        (["replay", "prodigy-mnist"], "No such command 'prodigy-mnist'"),
+        (
+            ["replay", "logreg12", "--sets", "iris,shuttle"],
+            "sets: no accuracy is published for 'shuttle'; choose from dna,",
+        ),
         (["replay", "momo-mnist"], "untuned data fetch mnist"),
         (["compare", "--seeds", "0"], "--seeds"),
         (["compare", "--workers", "x"], "--workers"),

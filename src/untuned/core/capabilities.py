@@ -13,36 +13,40 @@ if TYPE_CHECKING:
 
 WORDS = {
     "average": "one scalar weight per past gradient",
-    "diagonal": "a diagonal scale D with u = m / D",
+    "diagonal": "a diagonal scale D that the direction divides by",
     "weighted": "weights of the step size inside its averages",
     "gradient": "u is the current gradient",
+    "sum": "m adds up all past gradients",
+    "from_start": "the step is taken from the starting point",
     "loss": "the loss of every step",
+    "sample_ids": "the numbers of the samples in every batch",
     "owns_p": "recomputes the parameters from its own slots",
     "modes": "holds different points in training and in evaluation",
 }
 RESERVED_STATE = {"step", "rho"}
-RESERVED_GROUP = {"params", "param_names", "steps", "skipped", "training", "initial_lr"}
+RESERVED_GROUP = {"params", "param_names", "steps", "skipped", "training", "method", "initial_lr"}
 
 
 def check(parts: dict[str, Any]) -> None:
     """Raise `TypeError` in one sentence if the parts of a recipe do not fit together."""
-    direction: Part = parts["direction"]
-    given = {word for part in parts.values() for word in part.gives} | {"loss"}
+    given = {word for part in parts.values() for word in part.gives} | {"loss", "sample_ids"}
     for part in parts.values():
         for word in sorted(part.needs - given):
-            why = direction.lacks.get(word, f"{direction.name} does not give it")
+            other = parts[next(role for role in parts if _classes(parts[role], word))]
+            why = other.lacks.get(word, f"{other.name} does not give it")
+            names = _classes(other, word)
+            use = " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
             raise TypeError(
-                f"{part.name} cannot use {direction.name}: it needs {word!r} ({WORDS[word]}); {why}. "
-                f"Use {_alternatives(direction, word)}."
+                f"{part.name} cannot use {other.name}: it needs {word!r} ({WORDS[word]}); {why}. Use {use}."
             )
     _check_names({p: _state_keys(p) for p in parts.values()}, RESERVED_STATE, "per-parameter state")
     _check_names({p: _group_keys(p) for p in parts.values()}, RESERVED_GROUP, "group entry")
 
 
-def _alternatives(direction: Part, word: str) -> str:
-    kind = next(c for c in type(direction).__mro__ if c.__name__ == "Direction")
-    names = sorted(c.__name__ for c in kind.__subclasses__() if word in _class_gives(c))
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+def _classes(part: Part, word: str) -> list[str]:
+    """Names of the classes of this part's kind that give the word."""
+    kind = type(part).__mro__[1]
+    return sorted(c.__name__ for c in kind.__subclasses__() if word in _class_gives(c))
 
 
 def _class_gives(cls: Any) -> frozenset[str]:

@@ -16,7 +16,7 @@ import torch
 @dataclasses.dataclass(frozen=True)
 class Slot:
     key: str
-    start: str  # "zeros", or "start": a copy of the parameter when its first step begins
+    start: str | float  # a value, or "start": a copy of the parameter when its first step begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Number:
     first: float | str | tuple[float, ...]  # a value, or the name of the hyper-parameter that holds it
     key: str
     each: bool  # one value per tensor, whatever the scope of the part
+    size: str  # the hyper-parameter that holds its length if it is a long vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +33,22 @@ class Hyper:
     index: int | None = None  # position in a tuple-valued hyper-parameter: x.beta1 is betas[0]
 
 
-def slot(key: str, start: str = "zeros") -> Any:
-    """Per-parameter state under `state[p][key]`, shaped like the parameter.
+def slot(key: str, start: str | float = 0.0) -> Any:
+    """Per-parameter state under `state[p][key]`, shaped like the parameter, which begins with the value `start`.
 
     `start="start"` begins as a copy of the parameter, taken when its first step begins.
     """
     return Slot(key, start)
 
 
-def number(first: float | str | tuple[float, ...] = 0.0, key: str = "", each: bool = False) -> Any:
+def number(first: float | str | tuple[float, ...] = 0.0, key: str = "", each: bool = False, size: str = "") -> Any:
     """A float64 number in the scope of its part (model, group or tensor); `each=True` keeps one per tensor.
 
     `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group
-    is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter.
+    is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names
+    the hyper-parameter that says how many there are, for one number per sample of the data.
     """
-    return Number(first, key, each)
+    return Number(first, key, each, size)
 
 
 def hyper(*, default: Any, within: str) -> Any:
@@ -90,12 +92,15 @@ def check(part: str, field: dataclasses.Field[Any], value: Any) -> Any:
         if value.numel() != 1 or not inside(value.item(), interval):
             raise ValueError(f"{part}: lr must be a number or a one-element tensor in {interval}, not {value!r}.")
         return value
+    whole = isinstance(default, int)
     if isinstance(default, tuple):
         values, wanted = value, f"{'two' if len(default) == 2 else len(default)} numbers in {interval}"
     else:
-        values, wanted = (value,), f"a number in {interval}"
+        values, wanted = (value,), f"a {'whole ' if whole else ''}number in {interval}"
     if not isinstance(values, tuple | list) or not all(map(is_real, values)):
         raise TypeError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+    if whole and not isinstance(value, numbers.Integral):
+        raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
     kept = tuple(int(v) if isinstance(v, numbers.Integral) else float(v) for v in values)
     if len(kept) != (len(default) if isinstance(default, tuple) else 1) or not all(inside(v, interval) for v in kept):
         raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")

@@ -38,14 +38,17 @@ class EngineOptions(TypedDict, total=False):
     square, or the loss that the method reads is not finite, and count it in `metrics()["skipped"]`; costs one read of
     the gradients. slot_dtype: the dtype of slots (default: float32 for float16 and bfloat16 parameters, else the
     parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default), or None for
-    one that is already averaged. execution: "reference" runs the verbs as written, "native" as compiled kernels (needs
-    numba), "auto" (default) as kernels where they exist.
+    one that is already averaged. kahan_sum: keep what rounding takes from float16 and bfloat16 parameters in a slot, so
+    that small steps add up (default None: for methods that measure how far the parameters moved). execution:
+    "reference" runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where
+    they exist.
     """
 
     maximize: bool
     skip_nonfinite: bool
     slot_dtype: torch.dtype | None
     loss_group: Any
+    kahan_sum: bool | None
     execution: str
 
 
@@ -68,6 +71,7 @@ class Optimizer(torch.optim.Optimizer):
         skip_nonfinite: bool = True,
         slot_dtype: torch.dtype | None = None,
         loss_group: Any = "world",
+        kahan_sum: bool | None = None,
         execution: str = "auto",
     ) -> None:
         self.parts: dict[str, Any] = {
@@ -81,6 +85,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
         check_flag(self._title, "maximize", maximize)
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
+        check_flag(self._title, "kahan_sum", kahan_sum or False)
         if slot_dtype not in (None, *SLOT_DTYPES):
             raise TypeError(
                 f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."
@@ -91,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._title}: execution='native' needs numba: pip install 'untuned[kernels]'.")
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
-        self.loss_group, self.execution = loss_group, execution
+        self.loss_group, self.kahan_sum, self.execution = loss_group, kahan_sum, execution
         self._prepare()
         super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
 
@@ -102,7 +107,8 @@ class Optimizer(torch.optim.Optimizer):
         self._arranged: tuple[list[object], list[Bucket]] = [], []
         self.before: dict[int, dict[str, torch.Tensor]] = {}  # numbers of each group when the step began
         self.loss: torch.Tensor | None = None
-        self._recorded: list[torch.Tensor] = []
+        self.sample_ids: torch.Tensor | None = None
+        self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
         self._shared = read_by_model_decisions(self.parts)
 
@@ -126,6 +132,11 @@ class Optimizer(torch.optim.Optimizer):
         return max(lrs)
 
     @property
+    def recipe(self) -> str:
+        """The parts by name."""
+        return " x ".join(part.name for part in self.parts.values())
+
+    @property
     def corrects(self) -> bool:
         """Whether the direction divides out the sum of its weights, rho, which is kept per tensor then."""
         return getattr(self.parts["direction"], "correct", False)
@@ -140,7 +151,7 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
         if "params" not in param_group:
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
-        written = state.number_keys(self) | {"training"}  # by an optimizer whose groups are used again
+        written = state.number_keys(self) | {"training", "method"}  # by an optimizer whose groups are used again
         group = {k: v for k, v in param_group.items() if k not in written}
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
@@ -153,7 +164,7 @@ class Optimizer(torch.optim.Optimizer):
             state.create_slots(self, p, group)
 
     def _check_group(self, group: Group) -> None:
-        fixed = {"maximize": self.maximize, "skip_nonfinite": self.skip_nonfinite, "slot_dtype": self.slot_dtype}
+        fixed = {key: getattr(self, key) for key in ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum")}
         for part in self.parts.values():
             for name, field in part.fields.items():
                 if name in part.hypers():
@@ -197,7 +208,7 @@ class Optimizer(torch.optim.Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group", "execution")
+        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group", "kahan_sum", "execution")
         return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
@@ -215,33 +226,61 @@ class Optimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the step
 
-    def record_loss(self, loss: torch.Tensor | float) -> None:
+    def record_loss(self, loss: torch.Tensor | float, sample_ids: Any = None) -> None:
         """Add the loss of one micro-batch; the next step uses the mean of those recorded since the last one.
 
         For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`. What
         is recorded for a step that a gradient scaler leaves out enters the next one; with a scaler, give it the loss:
         `scaler.step(optimizer, loss=loss)`.
         """
-        self._recorded.append(self._scalar_loss(loss))
+        ids = self._checked_ids(sample_ids)
+        self._recorded.append((self._scalar_loss(loss, ids), ids))
 
-    def _scalar_loss(self, loss: Any) -> torch.Tensor:
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1 and not loss.is_complex():
-            return loss.detach().to(self.device, torch.float64).reshape(())
+    def _scalar_loss(self, loss: Any, ids: torch.Tensor | None) -> torch.Tensor:
+        sizes = (1,) if ids is None else (1, ids.numel())
+        if isinstance(loss, torch.Tensor) and loss.numel() in sizes and not loss.is_complex():
+            return loss.detach().to(self.device, torch.float64).mean()
         if is_real(loss):
             return number_from(float(loss), self.device)
         shown = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, torch.Tensor) else repr(loss)
         raise TypeError(f"{self._title}: the loss must be a number or a one-element tensor, not {shown}.")
 
+    def _checked_ids(self, sample_ids: Any) -> torch.Tensor | None:
+        """The ids on the optimizer's device if the method reads them; their range is checked where that is free."""
+        samples = next((part.samples for part in self.parts.values() if "sample_ids" in part.needs), None)
+        if samples is None:
+            return None
+        if sample_ids is None:
+            raise ValueError(
+                f"{self._title}.step() needs to know the samples: call step(loss=loss, sample_ids=ids) with their "
+                f"numbers in the data set, 0 to {samples - 1}."
+            )
+        ids = torch.as_tensor(sample_ids)
+        if ids.dim() != 1 or not ids.numel() or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f"{self._title}: sample_ids must be a vector of whole numbers, not {sample_ids!r}.")
+        if ids.device.type == "cpu" and not 0 <= ids.numpy().min() <= ids.numpy().max() < samples:
+            raise ValueError(
+                f"{self._title}: sample_ids must lie between 0 and {samples - 1} (samples={samples}), not between "
+                f"{ids.numpy().min()} and {ids.numpy().max()}."
+            )
+        return ids.to(self.device, torch.int64)
+
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Callable[[], Any] | None = None, *, loss: torch.Tensor | float | None = None
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        loss: torch.Tensor | float | None = None,
+        sample_ids: Any = None,
     ) -> Any:
         """Do one step and return the loss given or computed.
 
         `loss` is the mean loss whose gradient is in `p.grad`; only loss-driven methods read it, the others accept it.
         Instead of it there may be a `closure` that computes loss and gradients, or earlier calls of `record_loss`.
-        Raises, with nothing changed: `RuntimeError` in evaluation mode, `ValueError` without a loss if the method needs
-        one, `TypeError` for sparse gradients.
+        `sample_ids` are the numbers of the batch's samples in the data set, a vector of integers, for methods that
+        record a number per sample; `loss` may then hold one loss per sample, and every rank gives as many.
+        Raises, with nothing changed: `RuntimeError` in evaluation mode, `ValueError` without a loss or ids if the
+        method needs them, `TypeError` for sparse gradients.
         """
         computed = None
         if closure is not None:
@@ -253,13 +292,13 @@ class Optimizer(torch.optim.Optimizer):
         buckets = self._live_buckets()
         if buckets:
             self._check_step()
-            self.loss = self._loss_of_step(loss, computed)
+            self.loss, self.sample_ids = self._loss_of_step(loss, computed, sample_ids)
             self._begin(buckets)
             for part_of_step, deciders in self._plan:
                 sums = self._sweep(part_of_step, buckets)
                 for role in deciders:
                     self._decide(role, buckets, sums.get(role, []))
-            self.loss = None
+            self.loss = self.sample_ids = None
         self._recorded = []
         return result
 
@@ -287,13 +326,17 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_shared(self.param_groups)
 
-    def _loss_of_step(self, loss: Any, computed: Any) -> torch.Tensor | None:
+    def _loss_of_step(
+        self, loss: Any, computed: Any, sample_ids: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if not any("loss" in part.needs for part in self.parts.values()):
-            return None
+            return None, None
         if loss is not None and self._recorded:
             raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")
         if self._recorded:
-            value = torch.stack([r.to(self.device) for r in self._recorded]).mean()
+            value = torch.stack([value.to(self.device) for value, _ in self._recorded]).mean()
+            recorded = [ids for _, ids in self._recorded if ids is not None]
+            ids = torch.cat(recorded) if recorded else None
         else:
             given = loss if loss is not None else computed
             if given is None:
@@ -301,9 +344,11 @@ class Optimizer(torch.optim.Optimizer):
                     f"{self._title}.step() needs the loss: call step(loss=loss), step(closure) or record_loss(loss) "
                     f"before it."
                 )
-            value = self._scalar_loss(given)
+            ids = self._checked_ids(sample_ids)
+            value = self._scalar_loss(given, ids)
         value = totals.mean_over_ranks(value, self.loss_group)
-        return -value if self.maximize else value
+        ids = None if ids is None else totals.of_all_ranks(ids, self.loss_group)
+        return -value if self.maximize else value, ids
 
     def _begin(self, buckets: list[Bucket]) -> None:
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""

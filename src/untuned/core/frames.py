@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from untuned.core.parts import Part
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+COMPENSATION = "compensation"  # what rounding took from a low-precision parameter: x.p is their sum
 
 
 def number_from(value: Any, device: torch.device) -> torch.Tensor:
@@ -51,6 +52,8 @@ class ElementFrame(Frame):
         if key not in self.loads:
             t = self._target(key)
             self.loads[key] = t.float() if t.dtype in LOW_PRECISION else t
+            if key == "p" and COMPENSATION in self.state:
+                self.loads[key] = self.loads[key] + self._target(COMPENSATION)
         return self.loads[key]
 
     def _raw_gradient(self) -> torch.Tensor:
@@ -120,11 +123,11 @@ class ElementFrame(Frame):
         for key, value in self.fresh.items():
             if any(value is held for held in self.loads.values()):  # of another slot, which may be stored to first
                 self.fresh[key] = value.clone()
+        if "p" in self.fresh and COMPENSATION in self.state:
+            self.fresh[COMPENSATION] = self.fresh["p"] - self.fresh["p"].to(self.param.dtype)
         for key, value in self.fresh.items():
             target = self._target(key)
-            if on is not None:
-                value = torch.where(on, value, self.load(key))
-            target.copy_(value)
+            target.copy_(value if on is None else torch.where(on, value.to(target.dtype), target))
 
 
 class ScalarFrame(Frame):
@@ -167,6 +170,8 @@ class ScalarFrame(Frame):
             return self.opt.top
         if name == "loss" and self.opt.loss is not None:
             return self.opt.loss
+        if name == "ids" and self.opt.sample_ids is not None:
+            return self.opt.sample_ids
         if name == "t":
             return self._per_tensor("step").double() if self.scope == "tensor" else self.group["steps"]
         if name == "rho" and self.scope == "tensor":
@@ -184,7 +189,8 @@ class ScalarFrame(Frame):
         # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
         if part.per_tensor(declared):
             old = self._per_tensor(declared.key)
-            value = torch.where(self.opt.on_rows(self.buckets) & torch.isfinite(value), value, old)
+            on = self.opt.on_rows(self.buckets).reshape(-1, *[1] * (old.dim() - 1))
+            value = torch.where(on & torch.isfinite(value), value, old)
             for held, v in zip(self.states, value.unbind(), strict=True):
                 held[declared.key] = v.to(held[declared.key].device)
             return
@@ -203,7 +209,8 @@ class DryFrame(Frame):
 
     def number(self, part: Part, declared: Number) -> Any:
         first = getattr(part, declared.first) if isinstance(declared.first, str) else declared.first
-        return torch.ones(len(first) if isinstance(first, tuple) else 1, dtype=torch.float64)
+        size = getattr(part, declared.size) if declared.size else len(first) if isinstance(first, tuple) else 1
+        return torch.ones(size, dtype=torch.float64)
 
     def number_before(self, part: Part, declared: Number) -> Any:
         return self.number(part, declared)
@@ -213,7 +220,7 @@ class DryFrame(Frame):
         return _hyper(part.hypers(), letter)
 
     def public(self, name: str) -> Any:
-        return torch.ones(1, dtype=torch.float64)
+        return torch.zeros(1, dtype=torch.int64) if name == "ids" else torch.ones(1, dtype=torch.float64)
 
     def write(self, part: Part, name: str, value: Any) -> None:
         if not isinstance(part.letters.get(name), Number):

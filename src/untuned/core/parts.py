@@ -93,6 +93,8 @@ class StepSize(Part):
     weight decay. `effective(x)`: the learning rate people should see, if it is not `rate`.
     """
 
+    reads_displacement: ClassVar[bool] = False  # how far the parameters moved: rounding must not hide it
+
     @abc.abstractmethod
     def size(self, x: Place) -> tuple[Any, Any]: ...
 
@@ -110,13 +112,16 @@ class Iterate(Part):
 
 
 class WeightDecay(Part):
-    """Where weight decay enters. Verbs: gradient (x.g of all parts), apply (the plain step from w), shrink."""
+    """Where weight decay enters. Verbs: gradient (x.g of all parts), decay, shrink.
+
+    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`.
+    """
 
     @abc.abstractmethod
     def gradient(self, x: Place, g: Any) -> Any: ...
 
     @abc.abstractmethod
-    def apply(self, x: Place, w: Any) -> Any: ...
+    def decay(self, x: Place, w: Any, at: Any) -> Any: ...
 
     @abc.abstractmethod
     def shrink(self, x: Place) -> Any: ...

@@ -37,9 +37,17 @@ class Place:
     def __setattr__(self, name: str, value: Any) -> None:
         self._frame.write(self._part, name, value)
 
-    def base(self, w: Any) -> Any:
-        """Where the plain step, with its weight decay, takes w."""
-        return self._frame.parts["decay"].apply(self._frame.place("decay"), w)
+    def base(self, w: Any, at: Any = None) -> Any:
+        """Where the plain step takes w, with the weight decay of the point `at` (by default of x.p)."""
+        return self.decayed(w - self.size * self.u, self.p if at is None else at)
+
+    def decayed(self, w: Any, at: Any) -> Any:
+        """Where the weight decay of the point `at` takes w."""
+        return self._frame.parts["decay"].decay(self._frame.place("decay"), w, at)
+
+    def summed(self, v: Any) -> Any:
+        """In `decide`: the sum of a number kept per tensor over the tensors of one decision."""
+        return v if self._part.scope == "tensor" else v.sum()
 
 
 class Frame:
@@ -55,6 +63,8 @@ class Frame:
         return self._places[role]
 
     def read(self, part: Part, name: str) -> Any:
+        if name == "top" and part.scope != "model":
+            name = "lr"
         letter = part.letters.get(name)
         if isinstance(letter, Slot):
             return self.slot(letter.key)
@@ -125,8 +135,9 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "rho": lambda f: f.public("rho"),  # sum of the weights in m, per tensor
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1
-    "top": lambda f: f.public("top"),  # the largest lr of all groups
+    "top": lambda f: f.public("top"),  # the largest lr of all groups in the scope of the part
     "loss": lambda f: f.public("loss"),  # only in `decide`
+    "ids": lambda f: f.public("ids"),  # only in `decide`: the numbers of the samples in the batch
     "old": lambda f: f.public("old"),  # the same place with the slots as they were before this sweep
 }
 
@@ -182,6 +193,20 @@ def where(condition: Any, q: Any, r: Any) -> Any:
     if not _any_tensor(q, r):
         q = torch.full((), q, dtype=torch.float64, device=condition.device)
     return torch.where(condition, *_as_tensors(q, r))
+
+
+def cbrt(q: Any) -> Any:
+    """The cube root of q >= 0."""
+    return q ** (1 / 3)
+
+
+def sign(q: Any) -> Any:
+    return where(q > 0, 1.0, where(q < 0, -1.0, 0.0))
+
+
+def ratio(q: Any, r: Any) -> Any:
+    """q / r, and 0 where r is 0."""
+    return where(r > 0, q / where(r > 0, r, 1.0), 0.0)
 
 
 def dot(q: Any, r: Any) -> Any:

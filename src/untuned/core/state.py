@@ -18,14 +18,18 @@ import torch
 
 from untuned.core.buckets import Bucket, Group
 from untuned.core.declare import Number, Slot
-from untuned.core.frames import LOW_PRECISION, number_from
+from untuned.core.frames import COMPENSATION, LOW_PRECISION, number_from
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
 
 
-def _slots(opt: Optimizer) -> dict[str, Slot]:
-    return {s.key: s for part in opt.parts.values() for s in part.slots().values()}
+def _slots(opt: Optimizer, p: torch.Tensor) -> dict[str, Slot]:
+    slots = {s.key: s for part in opt.parts.values() for s in part.slots().values()}
+    kahan = opt.parts["step_size"].reads_displacement if opt.kahan_sum is None else opt.kahan_sum
+    if kahan and p.dtype in LOW_PRECISION:
+        slots[COMPENSATION] = Slot(COMPENSATION, 0.0)
+    return slots
 
 
 def _numbers(opt: Optimizer, per_tensor: bool) -> Iterator[tuple[Any, Number]]:
@@ -40,12 +44,14 @@ def slot_dtype(opt: Optimizer, p: torch.Tensor) -> torch.dtype:
 
 
 def _first(group: Group, n: Number, device: torch.device) -> torch.Tensor:
-    return number_from(group[n.first] if isinstance(n.first, str) else n.first, device)
+    first = number_from(group[n.first] if isinstance(n.first, str) else n.first, device)
+    return first.repeat(int(group[n.size])) if n.size else first
 
 
 def create_numbers(opt: Optimizer, group: Group) -> None:
     """The numbers of a new group: those of the model are shared with the first group."""
     first = opt.param_groups[0]
+    group["method"] = opt.recipe
     for key in ("steps", "skipped"):
         group[key] = first.get(key, number_from(0.0, opt.device))
     for part, n in _numbers(opt, per_tensor=False):
@@ -57,8 +63,9 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
     held: dict[str, torch.Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
     if opt.corrects:
         held["rho"] = number_from(0.0, p.device)
-    for key in _slots(opt):
-        held[key] = torch.zeros_like(p.detach(), dtype=slot_dtype(opt, p))
+    for key, s in _slots(opt, p).items():
+        first = 0.0 if isinstance(s.start, str) else s.start
+        held[key] = torch.full_like(p.detach(), first, dtype=slot_dtype(opt, p))
     for _, n in _numbers(opt, per_tensor=True):
         held[n.key] = _first(group, n, p.device)
     opt.state[p] = held
@@ -66,7 +73,7 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
 
 def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
     """Start points are taken when the first step begins, because weights are often loaded after construction."""
-    for key, s in _slots(opt).items():
+    for key, s in _slots(opt, p).items():
         if s.start == "start":
             opt.state[p][key].copy_(p.detach())
 
@@ -74,7 +81,7 @@ def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
 def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
     """Move the state of a parameter that was moved or converted after the optimizer was built."""
     held, dtype = opt.state[p], slot_dtype(opt, p)
-    keys = _slots(opt)
+    slots = _slots(opt, p)
     if held["step"].device != p.device:
         for key in held:
             held[key] = held[key].to(p.device)
@@ -82,9 +89,13 @@ def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
             for key, value in group.items():
                 if isinstance(value, torch.Tensor) and key in number_keys(opt):
                     group[key] = value.to(opt.device)
-    for key in keys:
-        if held[key].dtype != dtype:
+    for key in slots:
+        if key not in held:
+            held[key] = torch.zeros_like(p.detach(), dtype=dtype)
+        elif held[key].dtype != dtype:
             held[key] = held[key].to(dtype)
+    if COMPENSATION not in slots:
+        held.pop(COMPENSATION, None)
 
 
 def number_keys(opt: Optimizer) -> set[str]:
@@ -116,8 +127,13 @@ def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     name = opt._title
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"{name}: a state dict has the keys 'state' and 'param_groups'; this one has not.")
-    wanted = set(_slots(opt)) | {n.key for _, n in _numbers(opt, per_tensor=True)} | {"step"}
-    wanted |= {"rho"} if opt.corrects else set()
+    for group in state_dict["param_groups"]:
+        if (method := group.get("method", opt.recipe)) != opt.recipe:
+            raise ValueError(
+                f"{name}: another method saved this checkpoint, {method}, not {opt.recipe}. "
+                f"Load it into the optimizer that saved it."
+            )
+    numbers = {n.key for _, n in _numbers(opt, per_tensor=True)} | ({"step", "rho"} if opt.corrects else {"step"})
     for i, p in _saved_parameters(opt, state_dict):
         held = state_dict["state"].get(i)
         if held is None:
@@ -127,13 +143,14 @@ def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
                     f"saved it. Load it into the optimizer that saved it."
                 )
             continue
+        wanted = numbers | _slots(opt, p).keys()
         if wrong := sorted(wanted ^ held.keys()):
             what = "has no" if wrong[0] in wanted else "has a foreign"
             raise ValueError(
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it."
             )
-        for key in _slots(opt):
+        for key in _slots(opt, p):
             if (shape := tuple(getattr(held[key], "shape", ()))) != tuple(p.shape):
                 raise ValueError(
                     f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter has "
@@ -148,11 +165,11 @@ def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tu
 
 def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     """Give every loaded tensor its declared dtype, and storage of its own; fill in what older versions did not save."""
-    slots = _slots(opt)
     for group in opt.param_groups:
         for key, default in opt.defaults.items():
             group.setdefault(key, default)
         group.setdefault("training", True)
+        group["method"] = opt.recipe
         for key in ("steps", "skipped"):
             group.setdefault(key, number_from(0.0, opt.device))
         for _, n in _numbers(opt, per_tensor=False):
@@ -162,6 +179,7 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         held = state_dict["state"].get(i)
         if held is None:
             continue
+        slots = _slots(opt, p)
         for key, value in held.items():
             dtype = slot_dtype(opt, p) if key in slots else torch.float32 if key == "step" else torch.float64
             opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)

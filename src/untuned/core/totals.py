@@ -41,11 +41,26 @@ def in_order(buckets: list[Bucket], blocks: list[torch.Tensor]) -> torch.Tensor:
     return rows
 
 
-def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
-    """The mean of every rank's loss. `group`: a process group, "world" (all ranks, if there are any) or None (off)."""
+def _loss_group(group: Any) -> Any:
+    """The process group of an option: a process group, "world" (all ranks, if there are any) or None (off)."""
     if group is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.group.WORLD if group == "world" else group
+
+
+def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
+    """The mean of every rank's loss."""
+    if (group := _loss_group(group)) is None:
         return loss
-    group = dist.group.WORLD if group == "world" else group
     total = loss.clone()
     dist.all_reduce(total, group=group)
     return total / dist.get_world_size(group)
+
+
+def of_all_ranks(ids: torch.Tensor, group: Any) -> torch.Tensor:
+    """Every rank's sample ids, one after the other; every rank gives as many."""
+    if (group := _loss_group(group)) is None:
+        return ids
+    parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, ids, group=group)
+    return torch.cat(parts)

@@ -1,9 +1,30 @@
 """Directions: what a step follows. Each is one file, to be read beside its paper."""
 
+from untuned.directions.adagrad import AdaGrad, CubeRoot, DiagonalGradaGrad
 from untuned.directions.adam import Adam
+from untuned.directions.adan import Adan
+from untuned.directions.dual_average import AdaGradDA, CubeRootDA, DualAverage
 from untuned.directions.gradient import Gradient
+from untuned.directions.lion import Lion
 from untuned.directions.momentum import Momentum
 from untuned.directions.rmsprop import RMSProp
+from untuned.directions.sngm import SNGM
 from untuned.directions.tam import TAM, AdaTAM
 
-__all__ = ["TAM", "AdaTAM", "Adam", "Gradient", "Momentum", "RMSProp"]
+__all__ = [
+    "SNGM",
+    "TAM",
+    "AdaGrad",
+    "AdaGradDA",
+    "AdaTAM",
+    "Adam",
+    "Adan",
+    "CubeRoot",
+    "CubeRootDA",
+    "DiagonalGradaGrad",
+    "DualAverage",
+    "Gradient",
+    "Lion",
+    "Momentum",
+    "RMSProp",
+]

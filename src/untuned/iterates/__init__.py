@@ -1,7 +1,20 @@
 """Iterates: what the parameters hold."""
 
+from untuned.iterates.from_start import FromStart
 from untuned.iterates.mechanic import Mechanic
+from untuned.iterates.mechanize import Mechanize
 from untuned.iterates.plain import Plain
+from untuned.iterates.primal_average import PrimalAverage
+from untuned.iterates.resetting import Resetting, ResettingGD
 from untuned.iterates.schedule_free import ScheduleFree
 
-__all__ = ["Mechanic", "Plain", "ScheduleFree"]
+__all__ = [
+    "FromStart",
+    "Mechanic",
+    "Mechanize",
+    "Plain",
+    "PrimalAverage",
+    "Resetting",
+    "ResettingGD",
+    "ScheduleFree",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number, slot
+from untuned.core.declare import choice, hyper, number, slot
 from untuned.core.parts import Iterate
 from untuned.core.place import Place, dot, maximum, sqrt
 
@@ -23,13 +23,14 @@ class Mechanic(Iterate):
 
     Differs from the authors' PyTorch code in that: D is stored instead of recomputed as (x - ref) / S, which divides
     rounding errors by S; closures, groups, add_param_group and checkpoints work. An lr schedule acts on future steps
-    only, since S scales all of D. Any direction and step size. Sweeps: 2, and one more if the step size measures too.
-    Slots: 2.
+    only, since S scales all of D. `scope` gives each group or tensor a scale of its own. Any direction and step size.
+    Sweeps: 2, and one more if the step size measures too. Slots: 2.
     """
 
     s_decay: float = hyper(default=1e-2, within="[0, inf)")
     s_init: float = hyper(default=1e-8, within="(0, inf)")
     decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
+    scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     wants_size: ClassVar[bool] = True
     ref = slot("ref", start="start")
@@ -46,12 +47,12 @@ class Mechanic(Iterate):
         return dot(x.raw, x.D), dot(y, x.D), dot(x.raw, x.raw), dot(y, y)
 
     def decide(self, c: Place, gD: Any, yD: Any, gg: Any, yy: Any) -> None:
-        h = gD + c.s_decay * c.S * sqrt(gg) / (sqrt(yy) + 1e-8) * yD
+        h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(yy) + 1e-8) * yD)[..., None]
         c.m = maximum(c.beta * c.m, abs(h))
         c.v = c.beta * c.beta * c.v + h * h
         c.W = maximum(c.beta * c.W - c.s * h, 0.0)
-        c.s = (c.s_init * c.m / len(c.m) + c.W) / (sqrt(c.v) + 1e-8)
-        c.S = c.s.sum()
+        c.s = (c.s_init * c.m / c.m.shape[-1] + c.W) / (sqrt(c.v) + 1e-8)
+        c.S = c.s.sum(-1)
 
     def move(self, x: Place) -> None:
         x.D = x.D + (x.base(x.p) - x.p)

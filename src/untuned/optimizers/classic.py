@@ -19,7 +19,7 @@ class SGD(Optimizer):
 
     m <- momentum m + (1 - dampening) g;  p <- p - lr m;  weight decay is coupled.  Polyak 1964; Nesterov 1983.
     Differs from torch.optim.SGD in nothing, but for a dampened tensor whose first gradient comes late (see
-    `untuned.directions.Momentum`). Sweeps: 1. Slots: 1, none without momentum.
+    `untuned.directions.Momentum`). Sweeps: 1. Slots: 0, 1 with momentum.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))

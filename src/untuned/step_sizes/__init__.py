@@ -1,8 +1,40 @@
 """Step sizes: how far a step goes."""
 
+from untuned.step_sizes.convex import DAdaptationAdaGrad, DAdaptationDA, ProdigyDA
+from untuned.step_sizes.convex_gd import DAdaptationGD, ProdigyGD
 from untuned.step_sizes.dadaptation import DAdaptation
+from untuned.step_sizes.dadaptation_forms import DAdaptationLion, DAdaptationSGD
+from untuned.step_sizes.dog import DoG, DoWG
+from untuned.step_sizes.dual import MADGRAD, MDA
 from untuned.step_sizes.fixed import Fixed, WarmedUp
+from untuned.step_sizes.gradagrad import GradaGrad
 from untuned.step_sizes.momo import MoMo
+from untuned.step_sizes.polyak import ALIG, SP, SPS, DecSPS
 from untuned.step_sizes.prodigy import Prodigy
+from untuned.step_sizes.recorded import MOTAPS, TAPS
 
-__all__ = ["DAdaptation", "Fixed", "MoMo", "Prodigy", "WarmedUp"]
+__all__ = [
+    "ALIG",
+    "MADGRAD",
+    "MDA",
+    "MOTAPS",
+    "SP",
+    "SPS",
+    "TAPS",
+    "DAdaptation",
+    "DAdaptationAdaGrad",
+    "DAdaptationDA",
+    "DAdaptationGD",
+    "DAdaptationLion",
+    "DAdaptationSGD",
+    "DecSPS",
+    "DoG",
+    "DoWG",
+    "Fixed",
+    "GradaGrad",
+    "MoMo",
+    "Prodigy",
+    "ProdigyDA",
+    "ProdigyGD",
+    "WarmedUp",
+]

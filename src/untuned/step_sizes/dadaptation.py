@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number, slot
+from untuned.core.declare import choice, hyper, number, slot
 from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
+from untuned.core.place import Place, dot, each, maximum, minimum, norm1, ratio, where
 
 
 class DAdaptation(StepSize):
@@ -17,22 +17,26 @@ class DAdaptation(StepSize):
 
         r <- beta3 r + (1 - beta3) h <g, s / D>                 s and D from before this step
         s <- beta3 s + (1 - beta3) h_top g
-        d_hat = r / ((1 - beta3) sum (lr / top) |s|_1)         no change while s = 0
+        d_hat = d_coef r / ((1 - beta3) sum (lr / top) |s|_1)  no change while s = 0
         d <- max(d, min(d_hat, d growth_rate))
         x <- x - u                                            lr and d are inside u
 
     Groups may have their own lr: a group at a tenth of the largest moves a tenth as far, exactly as if its parameters
     were measured in units ten times as large (the released package's layer_scale). r is kept per tensor and summed
     over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d for good.
-    Differs from the released package in these two; lr 0 freezes; a zero gradient still counts as a step. Needs the
-    direction's `diagonal` and `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
+    Differs from the released package in these two; lr 0 freezes; a zero gradient still counts as a step. `scope` gives
+    each group or tensor an estimate of its own; d stays after `freeze_after` steps. Needs the direction's `diagonal`
+    and `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
     d0: float = hyper(default=1e-6, within="(0, inf)")
+    d_coef: float = hyper(default=1.0, within="[0, inf)")
     growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
+    freeze_after: float = hyper(default=float("inf"), within="[0, inf]")
     beta3: float = hyper(default=0.999**0.5, within="[0, 1)")
     bias_correction: bool = False
+    scope: str = choice(default="model", others=("group", "tensor"))
     needs: ClassVar[frozenset[str]] = frozenset({"weighted", "diagonal"})
     s = slot("s")
     d = number("d0")
@@ -51,8 +55,9 @@ class DAdaptation(StepSize):
 
     def decide(self, c: Place, agreement: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + (1 - c.beta3) * agreement
-        d_hat = where(s1 > 0, c.r.sum() / ((1 - c.beta3) * s1), c.d)
-        c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
+        d_hat = c.d_coef * ratio(c.summed(c.r), (1 - c.beta3) * s1)
+        d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
+        c.d = where(c.k > c.freeze_after, c.d, d)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return 1.0 if self.bias_correction else 1 / x.bias, self._step(x, x.was_d, x.lr)

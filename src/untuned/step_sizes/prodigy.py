@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number, slot
+from untuned.core.declare import choice, hyper, number, slot
 from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, norm1, where
+from untuned.core.place import Place, dot, each, maximum, minimum, norm1, ratio, where
 
 
 class Prodigy(StepSize):
@@ -25,21 +25,26 @@ class Prodigy(StepSize):
     tenth as far, exactly as if its parameters were measured in units ten times as large. r is kept per tensor and
     summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d
     for good. Differs from the released package in these two; lr 0 freezes; with beta1 = 0 the step uses the
-    d from before as well. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
+    d from before as well. `scope` gives each group or tensor an estimate of its own; d stays after `freeze_after`
+    steps. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
     d0: float = hyper(default=1e-6, within="(0, inf)")
     d_coef: float = hyper(default=1.0, within="[0, inf)")
     growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
+    freeze_after: float = hyper(default=float("inf"), within="[0, inf]")
     beta3: float = hyper(default=0.999**0.5, within="[0, 1)")
     safeguard_warmup: bool = False
     bias_correction: bool = False
+    scope: str = choice(default="model", others=("group", "tensor"))
     needs: ClassVar[frozenset[str]] = frozenset({"weighted"})
+    reads_displacement: ClassVar[bool] = True
     s = slot("s")
     x0 = slot("p0", start="start")
     d = number("d0")
     d_max = number("d0")
+    d_hat = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
@@ -55,10 +60,10 @@ class Prodigy(StepSize):
 
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap
-        d_hat = where(s1 > 0, c.d_coef * c.r.sum() / s1, c.d)
-        d = where(c.d == c.d0, maximum(c.d, d_hat), c.d)
-        c.d_max = maximum(c.d_max, d_hat)
-        c.d = minimum(c.d_max, d * c.growth_rate)
+        c.d_hat = c.d_coef * ratio(c.summed(c.r), s1)
+        d = where(c.d == c.d0, maximum(c.d, c.d_hat), c.d)
+        c.d_max = maximum(c.d_max, c.d_hat)
+        c.d = where(c.k > c.freeze_after, c.d, minimum(c.d_max, d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:
         h = self._step(x, x.was_d, x.lr)

@@ -27,6 +27,10 @@ app = typer.Typer(
 )
 data = typer.Typer(help="List and fetch the data sets of the tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
+replay = typer.Typer(
+    help="Run the study of a published table again and print ours beside the published numbers.", no_args_is_help=True
+)
+app.add_typer(replay, name="replay")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
 Workers = Annotated[
@@ -90,21 +94,36 @@ def compare(
     _exit_if_crashed(store)
 
 
-@app.command()
-def replay(
-    name: Annotated[str, typer.Argument(help="momo-mnist: SGD, MoMo, Adam and MoMo-Adam on MNIST, arXiv 2305.07583.")],
+@replay.command("momo-mnist")
+def replay_momo_mnist(out: Out = None, workers: Workers = None, retry_crashed: RetryCrashed = False) -> None:
+    """SGD, MoMo, Adam and MoMo-Adam on MNIST: arXiv 2305.07583, 75 runs."""
+    from untuned.study import replay
+
+    store = _run(replay.momo_mnist(), out or Path("studies") / "momo-mnist", workers, retry_crashed)
+    print(replay.write_momo_mnist(store))
+    _exit_if_crashed(store)
+
+
+@replay.command("logreg12")
+def replay_logreg12(
+    sets: Annotated[
+        str, typer.Option(help="Those of the twelve sets that are here.")
+    ] = "dna,glass,iris,letter,pendigits,vehicle,vowel,wine",
+    methods: Annotated[
+        str, typer.Option(help="As in `untuned compare`, each at its default lr if none is given; the best lr counts.")
+    ] = "adam(lr=(1e-3, 1e-2, 1e-1, 1.0)),dadapt_adam,prodigy,momo_adam(lr=1.0),mechanic_adamw",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; the paper has 10.")] = 1,
     out: Out = None,
     workers: Workers = None,
     retry_crashed: RetryCrashed = False,
 ) -> None:
-    """Run the study of a published table again and print ours beside the published numbers."""
+    """Softmax regression on LIBSVM sets, training accuracy: D-Adaptation and tuned Adam, arXiv 2301.07733."""
     from untuned.study import replay
-    from untuned.study.config import StudyError
+    from untuned.study.config import parse_methods
 
-    if name != "momo-mnist":
-        raise StudyError(f"unknown replay {name!r}; known: momo-mnist")
-    store = _run(replay.study(), out or Path("studies") / name, workers, retry_crashed)
-    print(replay.write(store))
+    study = replay.logreg12([word for word in sets.split(",") if word], parse_methods(methods), seeds)
+    store = _run(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
+    print(replay.write_logreg12(store))
     _exit_if_crashed(store)
 
 

@@ -30,6 +30,9 @@ def _tuples(value: Any) -> Any:
 
 Options = Annotated[dict[str, Any], BeforeValidator(_tuples)]
 LearningRate = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+# Parts of a run, between 0 and 1, after which lr falls tenfold. None is not spelt out, so that the runs and studies of
+# folders written before there were drops keep their identity.
+Drops = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(exclude_if=lambda drops: not drops)]
 
 
 class _Frozen(BaseModel):
@@ -55,6 +58,7 @@ class Run(_Frozen):
     seed: int
     epochs: PositiveFloat
     batch_size: PositiveInt
+    drops: Drops = ()
     source: str = ""  # hash of the code of a task of one's own
     version: str
 
@@ -90,6 +94,7 @@ class Study(_Frozen):
     tasks: tuple[TaskEntry, ...]
     methods: tuple[MethodEntry, ...]
     seeds: tuple[int, ...]
+    drops: Drops = ()
 
     def runs(self) -> list[Run]:
         """All runs, in the order in which a half-finished picture tells most.
@@ -105,6 +110,7 @@ class Study(_Frozen):
                 seed=seed,
                 epochs=task.epochs,
                 batch_size=task.batch_size,
+                drops=self.drops,
                 source=task.source,
                 version=self.version,
             )
@@ -216,8 +222,11 @@ def resolve(
     lrs: Sequence[float],
     seeds: int,
     epochs: float | None = None,
+    drops: tuple[float, ...] = (),
 ) -> Study:
     """Load every task, build every optimizer once and return the study; `epochs` None takes each task's own.
+
+    `drops`: parts of a run, between 0 and 1, after which lr falls tenfold.
 
     Raises StudyError. Writes nothing.
     """
@@ -243,6 +252,7 @@ def resolve(
         tasks=tuple(_task(name, epochs) for name in task_names),
         methods=tuple(entries),
         seeds=tuple(range(seeds)),
+        drops=drops,
     )
 
 

@@ -124,6 +124,10 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
     final = evaluate()
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
     for batch in islice(stream, total):
+        for part in run.drops:
+            if curve.steps == round(total * part):
+                for group in optimizer.param_groups:
+                    group["lr"] /= 10
         begin = time.perf_counter()
         optimizer.zero_grad()
         loss = task.loss(model, batch)

@@ -1,7 +1,6 @@
 """Multinomial logistic regression on twelve classic tables, in the protocol of D-Adaptation (arXiv 2301.07733).
 
-The whole table is the training set, features are scaled to [-1, 1], weights start at zero, the batch size is 16 and
-training accuracy is reported.
+Features are scaled to [-1, 1], weights start at zero, the batch size is 16 and training accuracy is reported.
 """
 
 import numpy as np
@@ -17,18 +16,22 @@ TABLES = (
     "dna", "glass", "iris", "letter", "pendigits", "satimage", "segment", "shuttle", "vehicle", "vowel", "wine",
     "connect-4",
 )  # fmt: skip
+# The tables from Statlog come in its order, in which LIBSVM's training file is the first so many rows. LIBSVM divides
+# pendigits too, but our source has mixed its rows; the others are undivided.
+TRAINING_ROWS = {"dna": 2_000, "letter": 15_000, "satimage": 4_435, "shuttle": 43_500, "vowel": 528}
 
 
 class LogisticRegression(Classification):
-    """Softmax regression with bias on one of `TABLES`. `val_loss` is the mean loss over that same table."""
+    """Softmax regression with bias on the training rows of one of `TABLES`; `val_loss` is the mean loss over them."""
 
     metric = "train_accuracy"
     batch_size = 16
 
     def __init__(self, table: str) -> None:
         arrays = data.load(table)
-        x = torch.from_numpy(to_unit_range(arrays["x"]))
-        y = torch.from_numpy(arrays["y"].astype(np.int64))
+        rows = TRAINING_ROWS.get(table)
+        x = torch.from_numpy(to_unit_range(arrays["x"][:rows]))
+        y = torch.from_numpy(arrays["y"][:rows].astype(np.int64))
         super().__init__(x, y, x, y)
         n, d = x.shape
         self.classes = int(y.max()) + 1

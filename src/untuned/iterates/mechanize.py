@@ -1,0 +1,58 @@
+"""Mechanic as its authors later put it into optax."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import choice, hyper, number, slot
+from untuned.core.parts import Iterate
+from untuned.core.place import Place, dot, maximum, minimum, sqrt
+
+
+class Mechanize(Iterate):
+    """Mechanic: arXiv 2306.00144, the authors' later variant in optax (`optax.contrib.mechanize`).
+
+        h = <g, D> + s_decay S |g| / (|x| + eps) <x, D>              x from before the step
+        m <- max(beta m, |h| + eps);   v <- beta^2 v + h^2
+        W <- beta W - s max(min(h, m_before), -m_before)             stored unclipped
+        s <- (s_init m / n + max(W, 0)) / (sqrt(v) + eps);   S = sum of s
+        D <- D + y - x;   x <- ref + S D
+
+    Letters and remarks as in `Mechanic`, from which it differs in the clipped wager, in W, in eps in m, in the point of
+    the decay term, in s_init and in m = 0 at the start. Differs from optax in float64 numbers and exact groups. Slots:
+    2.
+    """
+
+    s_decay: float = hyper(default=1e-2, within="[0, inf)")
+    s_init: float = hyper(default=1e-6, within="(0, inf)")
+    decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
+    eps: float = hyper(default=1e-8, within="(0, inf)")
+    scope: str = choice(default="model", others=("group", "tensor"))
+    gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
+    ref = slot("ref", start="start")
+    D = slot("delta")
+    beta = number("decays", key="mechanic_beta")
+    s = number((0.0,) * 6, key="mechanic_s")
+    m = number((0.0,) * 6, key="mechanic_m")
+    v = number((0.0,) * 6, key="mechanic_v")
+    W = number((0.0,) * 6, key="mechanic_wealth")
+    S = number(0.0, key="mechanic_S")
+
+    def measure(self, x: Place) -> tuple[Any, ...]:
+        return dot(x.raw, x.D), dot(x.p, x.D), dot(x.raw, x.raw), dot(x.p, x.p)
+
+    def decide(self, c: Place, gD: Any, xD: Any, gg: Any, xx: Any) -> None:
+        h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(xx) + c.eps) * xD)[..., None]
+        wager = maximum(minimum(h, c.m), -c.m)
+        c.m = maximum(c.beta * c.m, abs(h) + c.eps)
+        c.v = c.beta * c.beta * c.v + h * h
+        c.W = c.beta * c.W - c.s * wager
+        c.s = (c.s_init * c.m / c.m.shape[-1] + maximum(c.W, 0.0)) / (sqrt(c.v) + c.eps)
+        c.S = c.s.sum(-1)
+
+    def move(self, x: Place) -> None:
+        x.D = x.D + (x.base(x.p) - x.p)
+        x.p = x.ref + x.S * x.D
+
+    def effective(self, x: Place, rate: Any) -> Any:
+        return x.S * rate

@@ -1,0 +1,24 @@
+"""Primal averaging: momentum by averaging the iterates."""
+
+from __future__ import annotations
+
+from untuned.core.declare import hyper, slot
+from untuned.core.parts import Iterate
+from untuned.core.place import Place
+
+
+class PrimalAverage(Iterate):
+    """Stochastic primal averaging: arXiv 2010.00406.
+
+        z <- the plain step from z, with the weight decay of z
+        p <- momentum p + (1 - momentum) z
+
+    Equal to SGD with heavy ball `momentum` at (1 - momentum) times this lr, while lr is constant. Slots: 1.
+    """
+
+    momentum: float = hyper(default=0.9, within="[0, 1)")
+    z = slot("z", start="start")
+
+    def move(self, x: Place) -> None:
+        x.z = x.base(x.z, at=x.z)
+        x.p = x.momentum * x.p + (1 - x.momentum) * x.z

@@ -1,0 +1,119 @@
+"""Stochastic Polyak step sizes: the loss says how far to go."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from untuned.core.declare import hyper, number
+from untuned.core.parts import StepSize
+from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt
+
+_NEEDS = frozenset({"loss"})
+
+
+def _decay_loss(x: Place) -> Any:
+    """The summand of weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), else of 0."""
+    return dot(x.g - x.raw, x.p) / 2
+
+
+class SPS(StepSize):
+    """SPS_max: arXiv 2002.10542, equation 3.
+
+        theta = min(max(f - lb, 0) / (c sum lr <g, u>), 1)               0 where the sum is 0
+        x    <- x - theta lr u
+
+    so lr is the cap of the step; a large one leaves SPS. Coupled weight decay adds its weight_decay/2 |x|^2 to f, since
+    the loss must be the one whose gradient is used. c = 1/2 is the authors' choice for non-convex problems. Differs
+    from the released package in: no smoothing of the cap, no eps. Needs the loss. Sweeps: 2. Slots: none.
+    """
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    c: float = hyper(default=0.5, within="(0, inf)")
+    lb: float = hyper(default=0.0, within="(-inf, inf)")
+    needs: ClassVar[frozenset[str]] = _NEEDS
+    theta = number(0.0)
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
+
+    def decide(self, c: Place, slope: Any, decay: Any) -> None:
+        c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), c.c * slope), 1.0)
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return x.theta * x.lr / x.bias, x.theta * x.lr
+
+
+class DecSPS(StepSize):
+    """Decreasing SPS: arXiv 2205.04583, equation 9, which converges to the solution without interpolation.
+
+        c_k = c0 sqrt(k)                                                   k from 1
+        cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is 0
+        x   <- x - cap / c_k lr u
+
+    Weight decay and needs as in `SPS`. Sweeps: 2. Slots: none.
+    """
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    c0: float = hyper(default=1.0, within="(0, inf)")
+    lb: float = hyper(default=0.0, within="(-inf, inf)")
+    needs: ClassVar[frozenset[str]] = _NEEDS
+    cap = number("c0")
+    theta = number(0.0)
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
+
+    def decide(self, c: Place, slope: Any, decay: Any) -> None:
+        c.cap = minimum(c.cap, maximum(c.loss + decay - c.lb, 0.0) / slope)
+        c.theta = c.cap / (c.c0 * sqrt(c.k))
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return x.theta * x.lr / x.bias, x.theta * x.lr
+
+
+class SP(StepSize):
+    """The stochastic Polyak method: Polyak 1987; arXiv 2106.11851, equation 3.
+
+        x <- x - lr max(f - lb, 0) / sum (lr / top) <g, u>  u              top: the largest lr of all groups
+
+    lr is the relaxation, in (0, 2); lb the smallest value of every single loss. Weight decay and needs as in `SPS`.
+    Sweeps: 2. Slots: none.
+    """
+
+    lr: float = hyper(default=1.0, within="[0, inf)")
+    lb: float = hyper(default=0.0, within="(-inf, inf)")
+    needs: ClassVar[frozenset[str]] = _NEEDS
+    theta = number(0.0)
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        return x.lr / x.top / x.bias * dot(x.g, x.u), _decay_loss(x)
+
+    def decide(self, c: Place, slope: Any, decay: Any) -> None:
+        c.theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return x.theta * x.lr / x.bias, x.theta * x.lr
+
+
+class ALIG(StepSize):
+    """ALI-G: arXiv 1906.05661, Algorithm 1, without its projection.
+
+        theta = min(max(f - lb, 0) / (sum lr <g, u> + top eps), 1);   x <- x - theta lr u
+
+    lr caps the step, eps keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots: none.
+    """
+
+    lr: float = hyper(default=0.1, within="[0, inf)")
+    lb: float = hyper(default=0.0, within="(-inf, inf)")
+    eps: float = hyper(default=1e-5, within="(0, inf)")
+    needs: ClassVar[frozenset[str]] = _NEEDS
+    theta = number(0.0)
+
+    def measure(self, x: Place) -> tuple[Any, Any]:
+        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
+
+    def decide(self, c: Place, slope: Any, decay: Any) -> None:
+        c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.eps), 1.0)
+
+    def size(self, x: Place) -> tuple[Any, Any]:
+        return x.theta * x.lr / x.bias, x.theta * x.lr
