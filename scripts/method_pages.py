@@ -280,13 +280,16 @@ def _study(method: Method) -> str:
     mine, reference, task = _sensitivity(method.name), _sensitivity(method_study.REFERENCE), _task()
     best, default = mine.medians.argmax(), _nearest(mine.lrs, method.lr)
     wide = plateau(mine.lrs, mine.medians, float(mine.medians[best]) - 0.02, maximize=True)
+    learned = mine.medians[best] > task.chance + 0.02  # else it is equally bad everywhere, which is no plateau
     sentences = [
         f"![Validation accuracy of {method.name} against lr, beside adamw]({method.name}.png)\n\n{task.title}, "
         f"{method_study.EPOCHS} epochs at a constant lr, median of {mine.finals.shape[1]} seeds: "
         f"{_percent(mine.medians[best])} at its best lr {mine.lrs[best]:g}, "
         f"{_percent(mine.medians[default])} at the default {mine.lrs[default]:g}",
-        f"; adamw reaches {_percent(reference.medians.max())} at its best. " if mine != reference else ". ",
-        f"Within 2 points of its own best over {decades(wide)} decades of lr. ",
+        f"; adamw reaches {_percent(reference.medians.max())} at its best. "
+        if mine.method != reference.method
+        else ". ",
+        f"Within 2 points of its own best over {decades(wide)} decades of lr. " if learned else "It learned nothing. ",
         f"{mine.diverged.sum():g} of {mine.finals.size} runs diverged. ",
         "Numbers: [study.csv](study.csv); what they can and cannot say: [index](index.md#the-study).",
     ]

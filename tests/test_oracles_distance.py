@@ -25,7 +25,7 @@ EVERY = {
     "resetting": (oracles.resetting, {"d0": 0.02, "weight_decay": 0.1}),
     "resetting_gd": (oracles.resetting_gd, {"d0": 0.05, "G": 0.5}),
     "dog": (oracles.dog, {"reps_rel": 0.05, "weight_decay": 0.1}),
-    "dowg": (oracles.dowg, {"reps_rel": 0.05, "weight_decay": 0.1}),
+    "dowg": (oracles.dowg, {"eps": 0.01, "weight_decay": 0.1}),
     "prodigy frozen": (oracles.prodigy, {"d0": 0.01, "freeze_after": 4}),
     "dadapt_adam frozen": (oracles.dadapt_adam, {"d0": 0.01, "freeze_after": 4}),
 }
@@ -100,6 +100,31 @@ def test_paused_tensor_leaves_root_and_estimate_with_its_past(name):
         d_hat = (81 / sqrt(27) - 9 * (1 / 5 + 1 / 5 + 1 / sqrt(18))) / (2 * 9)
     np.testing.assert_allclose([x[0][0] for x in iterates], expected, rtol=1e-14)
     assert scalars["d_hat"][-1] == pytest.approx(d_hat, rel=1e-13)
+
+
+def test_paused_tensor_leaves_dadapt_sgd_with_its_past():
+    pause = [{"indices": [1], "schedule": [1.0, 1.0, 0.0]}]
+    _, scalars = oracles.dadapt_sgd([np.zeros(1), np.zeros(1)], slope([3.0], [4.0]), 3, d0=1.0, groups=pause)
+    assert scalars["d_hat"] == pytest.approx([0, 1, 1.2], rel=1e-13)
+
+
+def test_paused_tensor_leaves_dog_with_its_past():
+    """All but the largest distance so far, here that of the first tensor alone."""
+    pause = [{"indices": [1], "schedule": [1.0, 1.0, 0.0]}]
+    iterates, scalars = oracles.dog(
+        [np.zeros(1), np.zeros(1)], slope([3.0], [4.0]), 3, reps_rel=1.0, eps=NO_EPS, groups=pause
+    )
+    rbar = 3 / 5 + 3 / sqrt(50)
+    np.testing.assert_allclose(scalars["rbar"], [1, 1, rbar], rtol=1e-14)
+    np.testing.assert_allclose([x[0][0] for x in iterates], [-3 / 5, -rbar, -rbar - 3 * rbar / sqrt(27)], rtol=1e-14)
+
+
+def test_paused_tensor_leaves_dowg_with_its_past():
+    """eps = 1 adds 1 to every root, and no distance is above the first rbar, 1."""
+    pause = [{"indices": [1], "schedule": [1.0, 1.0, 0.0]}]
+    iterates, scalars = oracles.dowg([np.zeros(1), np.zeros(1)], slope([3.0], [4.0]), 3, eps=1.0, groups=pause)
+    assert scalars["rbar"] == [1.0] * 3
+    np.testing.assert_allclose([x[0][0] for x in iterates], -np.cumsum(3 / (np.sqrt([25, 50, 27]) + 1)), rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "dadapt_sgd"] + ["ldog"])
@@ -247,21 +272,26 @@ def test_dadapt_adagrad_from_all_gradients(momentum):
     assert scalars["d"][-1] > 0.2
 
 
-def test_dog_and_dowg_from_all_gradients():
+@pytest.mark.parametrize(
+    ("oracle", "options", "start"),
+    [
+        (oracles.dog, {"reps_rel": 0.1, "eps": 0.5}, 0.1 * (1 + np.linalg.norm(vector([START])))),
+        (oracles.dowg, {"eps": 0.09}, 0.3),
+    ],
+)
+def test_dog_and_dowg_from_all_gradients(oracle, options, start):
     g, x0 = vector(DRIFT), vector([START])[0]
-    options = {"lr": 0.5, "schedule": RATES, "reps_rel": 0.1, "eps": 0.5}
-    start = 0.1 * (1 + np.linalg.norm(x0))
-    for oracle in (oracles.dog, oracles.dowg):
-        iterates, scalars = oracle(START, drift, STEPS, **options)
-        x = vector([START, *iterates])
-        rbar = np.maximum.accumulate(np.maximum(np.linalg.norm(x[:-1] - x0, axis=1), start))
-        np.testing.assert_allclose(scalars["rbar"], rbar, rtol=1e-12)
-        if oracle is oracles.dog:
-            eta = rbar / np.sqrt(np.cumsum((g**2).sum(1)) + 0.5)
-        else:
-            eta = rbar**2 / (np.sqrt(np.cumsum(rbar**2 * (g**2).sum(1))) + 0.5)
-        eta = 0.5 * RATES * eta
-        np.testing.assert_allclose(np.diff(x, axis=0), -eta[:, None] * g, rtol=1e-9, atol=1e-14)
+    iterates, scalars = oracle(START, drift, STEPS, lr=0.5, schedule=RATES, **options)
+    x = vector([START, *iterates])
+    rbar = np.maximum.accumulate(np.maximum(np.linalg.norm(x[:-1] - x0, axis=1), start))
+    np.testing.assert_allclose(scalars["rbar"], rbar, rtol=1e-12)
+    assert rbar[1] == start < rbar[-1]
+    if oracle is oracles.dog:
+        eta = rbar / np.sqrt(np.cumsum((g**2).sum(1)) + 0.5)
+    else:
+        eta = rbar**2 / (np.sqrt(np.cumsum(rbar**2 * (g**2).sum(1))) + 0.09)
+    eta = 0.5 * RATES * eta
+    np.testing.assert_allclose(np.diff(x, axis=0), -eta[:, None] * g, rtol=1e-9, atol=1e-14)
 
 
 # D-Adaptation
@@ -273,6 +303,17 @@ def test_dadapt_sgd_on_a_constant_gradient():
     np.testing.assert_allclose(scalars["d"][:5], expected, rtol=1e-14)
     assert scalars["d"][5] == pytest.approx(10.887777, rel=1e-7)
     assert scalars["d"][-1] / scalars["d"][-2] == pytest.approx(sqrt(3), rel=1e-9)
+
+
+def test_dadapt_sgd_momentum_averages_the_points_without_it():
+    """Where the gradients do not depend on the parameters."""
+    averaged, a = oracles.dadapt_sgd(START, drift, STEPS, d0=0.1, momentum=0.7, schedule=RATES)
+    points, b = oracles.dadapt_sgd(START, drift, STEPS, d0=0.1, schedule=RATES)
+    assert a == b
+    expected = vector([START])[0]
+    for x, z in zip(vector(averaged), vector(points), strict=True):
+        expected = 0.7 * expected + 0.3 * z
+        np.testing.assert_allclose(x, expected, rtol=1e-12)
 
 
 def test_dadapt_sgd_decay_counts_in_the_first_norm():
@@ -309,16 +350,22 @@ def test_gradient_descent_forms_on_a_constant_gradient():
 
 
 def test_dadapt_lion_on_a_constant_gradient():
-    """u = sign g always, so every sum is of powers of sqrt b2."""
+    """u = sign g always, so every sum is of powers of sqrt b2 = 0.9, each with its lr."""
     iterates, scalars = oracles.dadapt_lion(
-        [np.ones(2)], slope([5.0, -0.1]), 3, d0=1.0, lr=0.5, betas=(0.9, 0.81), weight_decay=0.1
+        [np.ones(2)],
+        slope([5.0, -0.1]),
+        3,
+        d0=1.0,
+        lr=0.5,
+        betas=(0.9, 0.81),
+        weight_decay=0.1,
+        schedule=[1.0, 2.0, 1.0],
     )
-    h, sb = 0.5, 0.9
-    expected = [0, h / (1 + sb), h * (1 + 2 * sb) / (1 + sb + sb**2)]
-    np.testing.assert_allclose(scalars["d_hat"], expected, rtol=1e-13)
+    s1, s2, s3 = 0.5, 0.9 * 0.5 + 1.0, 0.81 * 0.5 + 0.9 * 1.0 + 0.5
+    np.testing.assert_allclose(scalars["d_hat"], [0, 1.0 * s1 / s2, (0.9 * 1.0 * s1 + 0.5 * s2) / s3], rtol=1e-13)
     x = [1.0, 1.0]
-    for point in iterates:
-        x = [0.95 * x[0] - h, 0.95 * x[1] + h]
+    for h, point in zip([0.5, 1.0, 0.5], iterates, strict=True):
+        x = [(1 - 0.1 * h) * x[0] - h, (1 - 0.1 * h) * x[1] + h]
         np.testing.assert_allclose(point[0], x, rtol=1e-14)
 
 
@@ -342,28 +389,42 @@ def test_decoupled_decay_goes_with_the_lr_of_its_group():
 
 
 @pytest.mark.parametrize("no_prox", [False, True])
-def test_dadapt_adan_first_two_steps(no_prox):
-    """Gradients 1 and 3 at d = 0.1, lr 0.5; b = (0.9, 0.8, 0.96)."""
-    grads, h, decay = [1.0, 3.0], 0.05, 0.4
+def test_dadapt_adan_first_three_steps(no_prox):
+    """From the weights of each average, at a constant d and an lr that changes."""
+    g, change, h, decay = np.array([1.0, 3.0, -2.0]), np.array([0.0, 2.0, -5.0]), np.array([0.05, 0.15, 0.1]), 0.4
+    b1, b2, b3 = betas = (0.9, 0.8, 0.96)
     iterates, scalars = oracles.dadapt_adan(
         [np.array([2.0])],
-        lambda x, k: (0.0, [np.array([grads[k - 1]])]),
-        2,
+        lambda x, k: (0.0, [g[k - 1 : k]]),
+        3,
         d0=0.1,
         lr=0.5,
-        betas=(0.9, 0.8, 0.96),
+        betas=betas,
         eps=0.01,
         weight_decay=decay,
         no_prox=no_prox,
+        growth_rate=1.0,
+        schedule=[1.0, 3.0, 2.0],
     )
-    A1, A2 = sqrt(0.04) + 0.01, sqrt(0.96 * 0.04 + 0.04 * (3 + 0.8 * 2) ** 2) + 0.01
-    steps = [0.1 * h / A1, ((0.9 * 0.1 + 0.1 * 3) * h + 0.8 * 0.2 * h * 2) / A2]
-    x = 2.0
-    for step, point in zip(steps, iterates, strict=True):
-        x = (1 - h * decay) * x - step if no_prox else (x - step) / (1 + h * decay)
-        assert point[0][0] == pytest.approx(x, rel=1e-13)
-    s1, s2 = 0.04 * h, 0.04 * h * (0.96 + 3)
-    assert scalars["d_hat"] == pytest.approx([0, 2 * 0.96 / 0.04 * 0.04 * h * 3 * s1 / A1 / s2], rel=1e-13)
+    x, A, s, r = 2.0, 0.01, 0.0, 0.0
+    for k in (1, 2, 3):
+        ago = np.arange(k)[::-1]
+        r = b3 * r + (1 - b3) * h[k - 1] * g[k - 1] * s / A
+        s = (1 - b3) * b3**ago @ (h * g)[:k]
+        A = sqrt((1 - b3) * b3**ago @ ((g + b2 * change) ** 2)[:k]) + 0.01
+        m, n = (1 - b1) * b1**ago @ (h * g)[:k], (1 - b2) * b2**ago @ (h * change)[:k]
+        step, shrink = (m + b2 * n) / A, h[k - 1] * decay
+        x = (1 - shrink) * x - step if no_prox else (x - step) / (1 + shrink)
+        assert iterates[k - 1][0][0] == pytest.approx(x, rel=1e-13)
+        assert scalars["d_hat"][k - 1] == pytest.approx(2 * b3 / (1 - b3) * r / abs(s), rel=1e-13)
+
+
+def test_dadapt_adam_estimate_weighs_each_gradient_with_its_lr():
+    """The constant gradient 1 at d = 0.1, lr 0.5 and 1.5."""
+    _, scalars = oracles.dadapt_adam([np.zeros(1)], slope([1.0]), 2, d0=0.1, lr=0.5, eps=0.01, schedule=[1.0, 3.0])
+    sb = sqrt(0.999)
+    s1, s2 = (1 - sb) * 0.05, (1 - sb) * (sb * 0.05 + 0.15)
+    assert scalars["d_hat"] == pytest.approx([0, 0.15 * s1 / (sqrt(0.001) + 0.01) / s2], rel=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +441,6 @@ def test_dadapt_adan_first_two_steps(no_prox):
         (oracles.resetting_gd, {}, 1e-12),
         (oracles.dog, {"eps": NO_EPS}, 1e-12),
         (oracles.ldog, {"eps": NO_EPS}, 1e-12),
-        (oracles.dowg, {"eps": NO_EPS}, 1e-12),
     ],
 )
 def test_scale_of_the_loss_is_ignored(oracle, options, tolerance):
@@ -631,17 +691,20 @@ def test_dog_on_a_constant_gradient():
 
 
 def test_dowg_on_a_constant_gradient():
-    iterates, scalars = oracles.dowg([np.zeros(1)], slope([2.0]), 3, reps_rel=0.1, eps=NO_EPS)
-    c = 1 + 1 / sqrt(2)
-    third = c + c**2 / sqrt(2 + c**2)
-    np.testing.assert_allclose(vector(iterates)[:, 0], [-0.1, -0.1 * c, -0.1 * third], rtol=1e-12)
-    np.testing.assert_allclose(scalars["v"], [0.04, 0.08, 0.04 * (2 + c**2)], rtol=1e-12)
+    """The first two steps start at rbar = 0.1 = sqrt(eps), the third at the distance."""
+    iterates, scalars = oracles.dowg([np.zeros(1)], slope([2.0]), 3, eps=0.01)
+    first, second = 0.02 / (0.2 + 0.01), 0.02 / (sqrt(0.08) + 0.01)
+    assert first < 0.1 < first + second
+    rbar = first + second
+    v = [0.04, 0.08, 0.08 + 4 * rbar**2]
+    np.testing.assert_allclose(scalars["v"], v, rtol=1e-12)
+    third = 2 * rbar**2 / (sqrt(v[2]) + 0.01)
+    np.testing.assert_allclose(vector(iterates)[:, 0], [-first, -rbar, -rbar - third], rtol=1e-12)
 
 
-@pytest.mark.parametrize(("oracle", "moved"), [(oracles.dog, 0.1 * 2 / 4), (oracles.dowg, 0.01 * 2 / (0.2 + 12))])
-def test_eps_of_dog_is_under_the_root_and_that_of_dowg_is_not(oracle, moved):
-    iterates, _ = oracle([np.zeros(1)], slope([2.0]), 1, reps_rel=0.1, eps=12.0)
-    assert iterates[0][0][0] == pytest.approx(-moved, rel=1e-14)
+def test_eps_of_dog_is_under_the_root():
+    iterates, _ = oracles.dog([np.zeros(1)], slope([2.0]), 1, reps_rel=0.1, eps=12.0)
+    assert iterates[0][0][0] == pytest.approx(-0.1 * 2 / 4, rel=1e-14)
 
 
 def test_ldog_is_dog_for_each_tensor():
@@ -651,6 +714,6 @@ def test_ldog_is_dog_for_each_tensor():
 def test_dog_finds_the_solution():
     rng = np.random.default_rng(0)
     A, solution = rng.normal(size=(20, 4)), rng.normal(size=4)
-    for oracle in (oracles.dog, oracles.ldog, oracles.dowg):
-        iterates, _ = oracle([np.zeros(4)], partial(least_squares, A, solution), 2000, reps_rel=1e-3)
+    for oracle, options in [(oracles.dog, {"reps_rel": 1e-3}), (oracles.ldog, {"reps_rel": 1e-3}), (oracles.dowg, {})]:
+        iterates, _ = oracle([np.zeros(4)], partial(least_squares, A, solution), 2000, **options)
         np.testing.assert_allclose(iterates[-1][0], solution, atol=1e-3)

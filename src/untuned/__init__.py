@@ -3,6 +3,7 @@
 from untuned import directions, iterates, schedules, step_sizes, weight_decay
 from untuned._version import __version__
 from untuned.core.engine import Optimizer
+from untuned.migration import migrate
 from untuned.optimizers import (
     ALIG,
     MADGRAD,
@@ -98,6 +99,7 @@ __all__ = [
     "get",
     "iterates",
     "list",
+    "migrate",
     "schedules",
     "step_sizes",
     "weight_decay",

@@ -156,6 +156,8 @@ def _dadapt_adagrad(run: _Run) -> None:
         return (t.theirs["sk"].square() / (t.theirs["alphak"].sqrt() + t.group["eps"])).sum()
 
     _one_estimate(run, "gsq_weighted", "d_penalty", size)
+    for t in run.tensors:
+        t.ours["grad_sum_sq"] = (t.theirs["alphak"] - 1e-6).clamp(min=0)  # where theirs starts
 
 
 def _schedule_free(run: _Run) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import EVERY, net
+from problems import net
 from torch import nn
 
 import untuned

@@ -89,7 +89,8 @@ def run(
         for p in params:
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
             p.grad = torch.empty_like(p).copy_(p.detach() + 0.3 * noise)
-        optimizer.step(loss=sum(p.detach().double().square().sum() for p in params) / 2)
+        loss = sum(p.detach().double().square().sum() for p in params) / 2
+        optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
     return [p.detach() for p in params], optimizer
 
 
@@ -207,10 +208,10 @@ def test_launches_and_operations_do_not_depend_on_the_number_of_tensors(
             p.grad = torch.randn_like(p)
         optimizer = build(name, params, execution="native")
         loss = torch.ones((), dtype=torch.float64, device=DEVICE)
-        optimizer.step(loss=loss)
+        optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
         launches.clear()
         with Operations() as operations:
-            optimizer.step(loss=loss)
+            optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
         found.append((len(launches), operations.seen))
     assert found[0] == found[1]
     plan = [sweep.program for sweep, _ in optimizer._plan if sweep.program.stores or sweep.program.sums]
@@ -228,7 +229,7 @@ def test_tables_are_sent_when_they_change(monkeypatch: pytest.MonkeyPatch, launc
         upload = kernels._upload
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "_upload", lambda *args: (sent.append(args[1]), upload(*args))[1])
-            optimizer.step(loss=torch.ones((), dtype=torch.float64, device=DEVICE))
+            optimizer.step(loss=torch.ones((), dtype=torch.float64, device=DEVICE), sample_ids=[0, 5, 2, 2])
         return len(sent)
 
     step()

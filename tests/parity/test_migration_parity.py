@@ -158,7 +158,7 @@ CASES = [
         {},
         {"eps": 1e-3},
     ),
-    ("dadaptation.DAdaptAdam", "dadapt_adam", {"d0": 1e-3, "weight_decay": 0.1}, {}, {"layer_scale": 3.0}),
+    ("dadaptation.DAdaptAdam", "dadapt_adam", {"d0": 1e-9, "weight_decay": 0.1}, {}, {"layer_scale": 3.0}),
     (
         "dadaptation.DAdaptAdam",
         "dadapt_adam",
@@ -257,7 +257,6 @@ def test_run_goes_on(package, name, options, shape, second):
     expected, points = (walk(o, p, range(20, 40)) for o, p in ((reference, theirs), (optimizer, ours)))
     assert (expected[-1] - expected[0]).abs().max() > 1e-3
     difference = (points - expected).abs().max().item()
-    print(f"{package} {options} {second}: {difference:.1e}")
     assert difference < TOLERANCE
     if "d" in reference.param_groups[0] and "layer_scale" not in (second or {}):
         assert optimizer.metrics()["d"] == pytest.approx(float(reference.param_groups[0]["d"]), rel=TOLERANCE)
@@ -386,6 +385,46 @@ def test_other_method_is_refused_and_nothing_changes(package, name, options, sha
     with pytest.raises(ValueError, match=message):
         migrate(optimizer, saved(reference.state_dict()))
     assert str(optimizer.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize(("package", "name"), [("momo.Momo", "momo"), ("momo.MomoAdam", "momo_adam")])
+@pytest.mark.parametrize("shape", [{}, {"bias_correction": True}, {"use_fstar": True, "lb": -2.0}])
+def test_state_is_that_of_a_run_of_our_own(package, name, shape):
+    if name == "momo_adam":
+        shape = {key: v for key, v in shape.items() if key != "bias_correction"}
+    reference, _, optimizer, _ = begun(package, name, {"lr": 50.0, **shape}, shape)
+    migrate(optimizer, checkpoint(reference))
+    params = parameters()
+    native = untuned.create(params, name, lr=50.0, **shape)
+    walk(native, params, range(20))
+    for p, q in zip(params, optimizer.state, strict=True):
+        torch.testing.assert_close(optimizer.state[q], native.state[p], rtol=1e-10, atol=1e-10)
+    for key in ("steps", "loss_avg", "weights", "lower_bound"):
+        torch.testing.assert_close(optimizer.param_groups[0][key], native.param_groups[0][key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "numerator", "second", "weights"),
+    [
+        ("prodigyopt.Prodigy", "prodigy", "d_numerator", {}, [1, 1, 1]),
+        ("dadaptation.DAdaptAdam", "dadapt_adam", "numerator_weighted", {"layer_scale": 0.5}, [1, 0.5, 0.5]),
+    ],
+)
+def test_numerator_is_divided_so_that_no_tensor_matters_to_the_estimate(package, name, numerator, second, weights):
+    reference, _, optimizer, ours = begun(package, name, {"d0": 1e-3}, {}, second)
+    migrate(optimizer, checkpoint(reference))
+    parts = torch.stack([optimizer.state[p][numerator] for p in ours])
+    norms = torch.stack([w * optimizer.state[p]["s"].abs().sum() for p, w in zip(ours, weights, strict=True)])
+    assert parts.sum().item() == pytest.approx(reference.param_groups[0][numerator], rel=1e-14)
+    torch.testing.assert_close(parts / norms, (parts.sum() / norms.sum()).expand(3), rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:More than one param group")
+def test_groups_that_one_decision_cannot_serve_are_refused():
+    reference, _, optimizer, _ = begun("momo.MomoAdam", "momo_adam", {}, {}, {"betas": (0.5, 0.999)})
+    with pytest.raises(ValueError, match=r"betas must be equal in all groups"):
+        migrate(optimizer, checkpoint(reference))
+    assert optimizer.param_groups[1]["betas"] == (0.9, 0.999)
 
 
 def test_groups_in_different_modes_are_refused():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypedDict
 
@@ -110,6 +111,7 @@ class Optimizer(torch.optim.Optimizer):
         self.sample_ids: torch.Tensor | None = None
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
+        self._advised: set[str] = set()
         self._shared = read_by_model_decisions(self.parts)
 
     # ------------------------------------------------------------------ construction, state and its persistence
@@ -476,6 +478,7 @@ class Optimizer(torch.optim.Optimizer):
     def metrics(self) -> dict[str, float]:
         """Numbers worth logging, read from the device in one go when called.
 
+        Warns once if they show that an estimate of the method is stuck or has run away, with the option to turn.
         `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
         others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
         """
@@ -502,13 +505,18 @@ class Optimizer(torch.optim.Optimizer):
                     found[n.key] = first[n.key]
         found |= {"steps": first["steps"], "skipped": first["skipped"]}
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
-        return dict(zip(found, read.tolist(), strict=True))
+        values = dict(zip(found, read.tolist(), strict=True))
+        for part in self.parts.values():
+            if hasattr(part, "advice") and (text := part.advice(values)) and text[:40] not in self._advised:
+                self._advised.add(text[:40])  # without its numbers, so that it comes once
+                warnings.warn(text, stacklevel=2)
+        return values
 
     def _largest(self, group: Group, key: str) -> torch.Tensor:
         return torch.stack([self.state[p][key].to(self.device) for p in group["params"]]).double().max()
 
     def __repr__(self) -> str:
-        running = "native" if self._guard.native else "reference"
+        running = "reference" if self.execution == "reference" or not native_available else "native"
         recipe = " x ".join(map(repr, self.parts.values()))
         groups = (
             f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "

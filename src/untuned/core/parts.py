@@ -25,7 +25,8 @@ class Part(abc.ABC):
     """Declared slots, numbers and hyper-parameters (annotated fields), and verbs.
 
     `scope` says where `decide` runs: once for the model, once per group, or once for all tensors of a group as vectors.
-    A field of that name makes the scope an option.
+    A field of that name makes the scope an option. `advice(numbers)`, if a part has it, looks at what `metrics()` read
+    and returns a sentence about what has gone wrong and the option to turn, or None.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset()

@@ -5,7 +5,8 @@ from untuned.iterates.mechanic import Mechanic
 from untuned.iterates.mechanize import Mechanize
 from untuned.iterates.plain import Plain
 from untuned.iterates.primal_average import PrimalAverage
-from untuned.iterates.resetting import Resetting, ResettingGD
+from untuned.iterates.resetting import Resetting
+from untuned.iterates.resetting_gd import ResettingGD
 from untuned.iterates.schedule_free import ScheduleFree
 
 __all__ = [

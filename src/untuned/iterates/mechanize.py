@@ -8,6 +8,8 @@ from untuned.core.declare import choice, hyper, number, slot
 from untuned.core.parts import Iterate
 from untuned.core.place import Place, dot, maximum, minimum, sqrt
 
+_EPS = 1e-8
+
 
 class Mechanize(Iterate):
     """Mechanic: arXiv 2306.00144, the authors' later variant in optax (`optax.contrib.mechanize`).
@@ -26,7 +28,6 @@ class Mechanize(Iterate):
     s_decay: float = hyper(default=1e-2, within="[0, inf)")
     s_init: float = hyper(default=1e-6, within="(0, inf)")
     decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
-    eps: float = hyper(default=1e-8, within="(0, inf)")
     scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     ref = slot("ref", start="start")
@@ -42,12 +43,12 @@ class Mechanize(Iterate):
         return dot(x.raw, x.D), dot(x.p, x.D), dot(x.raw, x.raw), dot(x.p, x.p)
 
     def decide(self, c: Place, gD: Any, xD: Any, gg: Any, xx: Any) -> None:
-        h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(xx) + c.eps) * xD)[..., None]
+        h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(xx) + _EPS) * xD)[..., None]
         wager = maximum(minimum(h, c.m), -c.m)
-        c.m = maximum(c.beta * c.m, abs(h) + c.eps)
+        c.m = maximum(c.beta * c.m, abs(h) + _EPS)
         c.v = c.beta * c.beta * c.v + h * h
         c.W = c.beta * c.W - c.s * wager
-        c.s = (c.s_init * c.m / c.m.shape[-1] + maximum(c.W, 0.0)) / (sqrt(c.v) + c.eps)
+        c.s = (c.s_init * c.m / c.m.shape[-1] + maximum(c.W, 0.0)) / (sqrt(c.v) + _EPS)
         c.S = c.s.sum(-1)
 
     def move(self, x: Place) -> None:

@@ -150,6 +150,9 @@ class Writer:
             return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
         if q.op == "where":
             return f"{args[1]} if {args[0]} else {args[2]}"
+        if q.op == "round":
+            bits = f"bits_of(np.float32({args[0]}))"
+            return f"float_of({bits})" if self.dtypes["p"] == "bfloat16" else args[0]
         if q.op == "neg":
             return f"-{args[0]}"
         if q.op in _CALLS:

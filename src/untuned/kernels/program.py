@@ -12,11 +12,13 @@ import traceback
 from typing import Any
 
 from untuned.core.declare import Hyper, Number, Slot
+from untuned.core.frames import COMPENSATION
 from untuned.core.parts import Part
 from untuned.core.place import Each, Frame, Place, Traced
 
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
+OPERATIONS |= {"round"}  # to the dtype of the parameter and back
 
 
 class Symbol(Traced):
@@ -160,6 +162,24 @@ class TraceFrame(Frame):
         if not isinstance(letter, Slot) and not (name == "p" and part is self.parts["iterate"]):
             raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
         self.fresh[letter.key if isinstance(letter, Slot) else "p"] = Symbol.lift(value)
+
+
+def compensated(program: Program) -> Program:
+    """The same for parameters with a slot that holds what rounding took from them: x.p is the sum of both."""
+    known: dict[int, Symbol] = {}
+
+    def exact(q: Symbol) -> Symbol:
+        if id(q) not in known:
+            if q.op == "load" and q.args[0] == "p":
+                known[id(q)] = q + Symbol("load", COMPENSATION)
+            else:
+                known[id(q)] = Symbol(q.op, *map(exact, q.args)) if q.op in OPERATIONS else q
+        return known[id(q)]
+
+    stores = {key: exact(value) for key, value in program.stores.items()}
+    if "p" in stores:
+        stores[COMPENSATION] = stores["p"] - stores["p"].call("round", stores["p"])
+    return Program(stores, [exact(q) for q in program.sums], program.apart)
 
 
 def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -> Program:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from untuned.core.buckets import Bucket
-from untuned.core.frames import ElementFrame
+from untuned.core.frames import COMPENSATION, ElementFrame
 from untuned.kernels import reference
-from untuned.kernels.program import Program, Symbol, trace
+from untuned.kernels.program import Program, Symbol, compensated, trace
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -32,11 +32,7 @@ class Sweep:
 
     def __init__(self, opt: Optimizer, program: Program, reference: Reference) -> None:
         self.program, self.reference = program, reference
-        self.native = self.triton = None
-        if opt.execution != "reference" and native_available:
-            from untuned.kernels.native import NativeSweep  # importing numba takes half a second
-
-            self.native = NativeSweep(program)
+        self.compiled: dict[tuple[str, bool], NativeSweep | TritonSweep] = {}
         self.arranged: list[Bucket] | None = None
         self.calls: list[native.Call | triton.Call] = []
         self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
@@ -62,8 +58,8 @@ class Sweep:
         self.arranged, self.rest = buckets, []
         taken: dict[Any, list[tuple[int, Bucket, int]]] = {}
         for i, bucket in enumerate(buckets):
-            kernels = self._kernels(opt, bucket.device)
             for j, p in enumerate(bucket.params):
+                kernels = self._kernels(opt, bucket.device, COMPENSATION in bucket.states[j])
                 dtypes = kernels.accepts(opt, p) if kernels else None
                 if kernels is None or dtypes is None:
                     self.rest.append((i, j))
@@ -71,15 +67,19 @@ class Sweep:
                     taken.setdefault((kernels, bucket.device, dtypes), []).append((i, bucket, j))
         self.calls = [kernels.call(dtypes, where) for (kernels, _, dtypes), where in taken.items()]
 
-    def _kernels(self, opt: Optimizer, device: torch.device) -> NativeSweep | TritonSweep | None:
-        """What compiles the program for a device, if anything does."""
-        if device.type not in TRITON_DEVICES or not triton_available or opt.execution != "native":
-            return self.native
-        if self.triton is None:
-            from untuned.kernels.triton import TritonSweep  # importing triton takes half a second
-
-            self.triton = TritonSweep(self.program)
-        return self.triton
+    def _kernels(self, opt: Optimizer, device: torch.device, exact: bool) -> NativeSweep | TritonSweep | None:
+        """What compiles the program for a device, if anything does; `exact`: with compensated parameters."""
+        on_cuda = device.type in TRITON_DEVICES and triton_available and opt.execution == "native"
+        if opt.execution == "reference" or not (on_cuda or native_available):
+            return None
+        key = ("triton" if on_cuda else "native", exact)
+        if key not in self.compiled:
+            if on_cuda:
+                from untuned.kernels.triton import TritonSweep as Compiled  # importing triton takes half a second
+            else:
+                from untuned.kernels.native import NativeSweep as Compiled  # as long for numba
+            self.compiled[key] = Compiled(compensated(self.program) if exact else self.program)
+        return self.compiled[key]
 
 
 def of_verbs(opt: Optimizer, verbs: list[tuple[str, str]]) -> Sweep:

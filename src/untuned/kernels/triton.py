@@ -173,6 +173,8 @@ class Writer:
             return f"tl.load(scalars + tl.load(column + {self.columns.index(args[0]) + 1}))"
         if q.op == "const":
             return f"tl.full((), float('{args[0]!r}'), tl.float64)"
+        if q.op == "round":
+            return f"{args[0]}.to(tl.{self.dtypes['p']}).to({self.arithmetic})"
         return _TEMPLATES.get(q.op, f"{{0}} {q.op} {{1}}").format(*args)
 
 

@@ -30,7 +30,7 @@ class DAdaptationDA(StepSize):
     growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
     needs: ClassVar[frozenset[str]] = _NEEDS
     d = number("d0")
-    S = number(0.0, key="grad_norm_sq_sum")
+    S = number(0.0, key="grad_norm_sq_sum", each=True)
     gamma = number(0.0)
     Q = number(0.0, key="d_penalty", each=True)
 
@@ -39,12 +39,13 @@ class DAdaptationDA(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit = x.lr / x.top
-        return unit * dot(x.g, x.g), each(x.a * x.a / unit * dot(x.g, x.g)), dot(x.m, x.m) / unit
+        return each(unit * dot(x.g, x.g)), each(x.a * x.a / unit * dot(x.g, x.g)), dot(x.m, x.m) / unit
 
     def decide(self, c: Place, gg: Any, step: Any, mm: Any) -> None:
-        before = ratio(1.0, sqrt(where(c.S > 0, c.S, gg)))
+        before = c.S.sum()
+        before = ratio(1.0, sqrt(where(before > 0, before, gg.sum())))
         c.S = c.S + gg
-        c.gamma = ratio(1.0, sqrt(c.S))
+        c.gamma = ratio(1.0, sqrt(c.S.sum()))
         c.Q = c.Q + before * step
         d_hat = ratio(c.gamma * mm - c.Q.sum(), 2 * sqrt(mm))
         c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
@@ -54,41 +55,6 @@ class DAdaptationDA(StepSize):
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.gamma * x.d * x.lr
-
-
-class DAdaptationAdaGrad(StepSize):
-    """D-Adaptation with AdaGrad: arXiv 2301.07733, Algorithm 2, as in the released package.
-
-    m, the direction's sum, takes d lr g; its step goes from x0; D is the direction's scale:
-
-        Q <- Q + (d lr)^2 <g, g / D>;   d_hat = (<m, m / D> - Q) / |m|_1          no change while m = 0
-        d <- max(d, min(d_hat, d growth_rate));   x <- x0 - m / D
-
-    Differs from the released package in that the sums are taken anew at every step, not carried on, in groups of
-    different lr (units, see `DAdaptation`) and in weight decay and momentum, which it has for dense gradients only.
-    Sweeps: 2. Slots: none, and one number per tensor.
-    """
-
-    lr: float = hyper(default=1.0, within="[0, inf)")
-    d0: float = hyper(default=1e-6, within="(0, inf)")
-    growth_rate: float = hyper(default=float("inf"), within="[1, inf]")
-    needs: ClassVar[frozenset[str]] = _NEEDS | {"diagonal"}
-    d = number("d0")
-    Q = number(0.0, key="d_penalty", each=True)
-
-    def weight(self, x: Place) -> tuple[Any, Any]:
-        return x.d * x.lr, 1.0
-
-    def measure(self, x: Place) -> tuple[Any, ...]:
-        unit = x.lr / x.top
-        return each(x.a * x.a / unit * dot(x.g, x.g / x.scale)), dot(x.m, x.u) / unit, abs(x.m)
-
-    def decide(self, c: Place, step: Any, mu: Any, m1: Any) -> None:
-        c.Q = c.Q + step
-        c.d = maximum(c.d, minimum(ratio(mu - c.Q.sum(), m1), c.d * c.growth_rate))
-
-    def size(self, x: Place) -> tuple[Any, Any]:
-        return 1.0, x.was_d * x.lr
 
 
 class ProdigyDA(StepSize):
@@ -110,8 +76,8 @@ class ProdigyDA(StepSize):
     G: float = hyper(default=0.0, within="[0, inf)")
     needs: ClassVar[frozenset[str]] = _NEEDS
     d = number("d0")
-    S = number(0.0, key="grad_norm_sq_sum")
-    gamma = number(0.0)
+    S = number(0.0, key="grad_norm_sq_sum", each=True)
+    gamma = number(0.0, each=True)  # of each tensor's own last step, which a pause does not change
     r = number(0.0, key="d_numerator", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
@@ -119,13 +85,13 @@ class ProdigyDA(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit, moved = x.lr / x.top, x.gamma * x.old.m
-        return unit * dot(x.g, x.g), each(x.d * x.d * x.top * dot(x.g, moved)), dot(x.m, x.m) / unit
+        return each(unit * dot(x.g, x.g)), each(x.d * x.d * x.top * dot(x.g, moved)), dot(x.m, x.m) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, mm: Any) -> None:
         c.r = c.r + gap
         c.S = c.S + c.d * c.d * gg
         c.d = maximum(c.d, minimum(ratio(c.r.sum(), sqrt(mm)), c.d * c.growth_rate))
-        c.gamma = ratio(1.0, sqrt(c.d * c.d * c.G * c.G + c.S))
+        c.gamma = ratio(1.0, sqrt(c.d * c.d * c.G * c.G + c.S.sum()))
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.gamma, x.gamma

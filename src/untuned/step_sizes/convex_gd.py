@@ -14,7 +14,7 @@ _NEEDS = frozenset({"gradient"})
 def _distance(c: Place, eta: Any, gap: Any, moved: Any, gg: Any) -> Any:
     """Raise d to the bound after a step of eta; `moved` is |x0 - x|^2 before it."""
     c.r = c.r + eta * gap
-    after = moved + 2 * eta * gap.sum() + eta * eta * c.top * c.top * gg
+    after = moved + 2 * eta * gap.sum() + eta * eta * c.top * c.top * gg.sum()
     d_hat = ratio(c.r.sum(), sqrt(where(after > 0, after, 0.0)))
     return maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
@@ -39,17 +39,17 @@ class DAdaptationGD(StepSize):
     reads_displacement: ClassVar[bool] = True
     x0 = slot("p0", start="start")
     d = number("d0")
-    S = number(0.0, key="grad_norm_sq_sum")
+    S = number(0.0, key="grad_norm_sq_sum", each=True)
     eta = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit, moved = x.lr / x.top, x.x0 - x.p
-        return unit * dot(x.g, x.g), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
+        return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
         c.S = c.S + gg
-        c.eta = ratio(c.d, sqrt(c.G * c.G + c.S))
+        c.eta = ratio(c.d, sqrt(c.G * c.G + c.S.sum()))
         c.d = _distance(c, c.eta, gap, moved, gg)
 
     def size(self, x: Place) -> tuple[Any, Any]:
@@ -75,17 +75,17 @@ class ProdigyGD(StepSize):
     reads_displacement: ClassVar[bool] = True
     x0 = slot("p0", start="start")
     d = number("d0")
-    S = number(0.0, key="grad_norm_sq_sum")
+    S = number(0.0, key="grad_norm_sq_sum", each=True)
     eta = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit, moved = x.lr / x.top, x.x0 - x.p
-        return unit * dot(x.g, x.g), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
+        return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
         c.S = c.S + c.d * c.d * gg
-        c.eta = ratio(c.d * c.d, sqrt(c.d * c.d * c.G * c.G + c.S))
+        c.eta = ratio(c.d * c.d, sqrt(c.d * c.d * c.G * c.G + c.S.sum()))
         c.d = _distance(c, c.eta, gap, moved, gg)
 
     def size(self, x: Place) -> tuple[Any, Any]:

@@ -59,5 +59,10 @@ class DAdaptation(StepSize):
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
         c.d = where(c.k > c.freeze_after, c.d, d)
 
+    def advice(self, numbers: dict[str, float]) -> str | None:
+        if numbers["steps"] >= 100 and numbers["d"] == self.d0:
+            return f"D-Adaptation: d is still d0={self.d0:g} after {numbers['steps']:.0f} steps. Raise d0 tenfold."
+        return None
+
     def size(self, x: Place) -> tuple[Any, Any]:
         return 1.0 if self.bias_correction else 1 / x.bias, self._step(x, x.was_d, x.lr)

@@ -98,14 +98,15 @@ class SP(StepSize):
 class ALIG(StepSize):
     """ALI-G: arXiv 1906.05661, Algorithm 1, without its projection.
 
-        theta = min(max(f - lb, 0) / (sum lr <g, u> + top eps), 1);   x <- x - theta lr u
+        theta = min(max(f - lb, 0) / (sum lr <g, u> + top delta), 1);   x <- x - theta lr u
 
-    lr caps the step, eps keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots: none.
+    lr caps the step, delta keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
+    none.
     """
 
     lr: float = hyper(default=0.1, within="[0, inf)")
     lb: float = hyper(default=0.0, within="(-inf, inf)")
-    eps: float = hyper(default=1e-5, within="(0, inf)")
+    delta: float = hyper(default=1e-5, within="(0, inf)")
     needs: ClassVar[frozenset[str]] = _NEEDS
     theta = number(0.0)
 
@@ -113,7 +114,7 @@ class ALIG(StepSize):
         return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.eps), 1.0)
+        c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.delta), 1.0)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr

@@ -61,9 +61,18 @@ class Prodigy(StepSize):
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap
         c.d_hat = c.d_coef * ratio(c.summed(c.r), s1)
+        frozen = c.k > c.freeze_after
         d = where(c.d == c.d0, maximum(c.d, c.d_hat), c.d)
-        c.d_max = maximum(c.d_max, c.d_hat)
-        c.d = where(c.k > c.freeze_after, c.d, minimum(c.d_max, d * c.growth_rate))
+        c.d_max = where(frozen, c.d_max, maximum(c.d_max, c.d_hat))
+        c.d = where(frozen, c.d, minimum(c.d_max, d * c.growth_rate))
+
+    def advice(self, numbers: dict[str, float]) -> str | None:
+        steps, d, d_hat = (numbers[key] for key in ("steps", "d", "d_hat"))
+        if steps >= 100 and d == self.d0:
+            return f"Prodigy: d is still d0={d:g} after {steps:.0f} steps. Raise d0 tenfold, up to 1e-4."
+        if steps >= 100 and d_hat < -20 * d:  # 7 in a healthy run on Fashion-MNIST, over 35 in ones that lr or d spoilt
+            return f"Prodigy: the weights have gone far past their goal (d_hat={d_hat:g}, d={d:g}). Lower d_coef or lr."
+        return None
 
     def size(self, x: Place) -> tuple[Any, Any]:
         h = self._step(x, x.was_d, x.lr)

@@ -75,21 +75,19 @@ def dowg(
     steps: int,
     *,
     lr: float = 1.0,
-    reps_rel: float = 1e-6,
+    eps: float = 1e-4,
     weight_decay: float = 0.0,
-    eps: float = 1e-8,
     groups: Groups = None,
     schedule: Schedule = None,
 ) -> Result:
     """DoWG (arXiv 2305.16284): eta = rbar^2 / (sqrt(v) + eps), v = sum rbar_i^2 ||g_i||^2. Coupled decay.
 
-    eps, which the paper has not, stands where optax has it: v starts at (rbar ||g||)^2, far below an eps under the
-    root. rbar starts and grows as in ``dog``, while optax starts rbar^2 at its eps.
+    eps, which the paper has not, stands where the authors' code and optax have it; rbar^2 starts at eps too.
     Scalars of each step: ``rbar``, ``v``.
     """
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
     origin, weighted = list(x), [0.0 for _ in x]
-    rbar, v = 0.0, 0.0
+    rbar, v = sqrt(eps), 0.0
     iterates, rows = [], []
     for k in range(1, steps + 1):
         _, grads = problem(x, k)
@@ -97,8 +95,6 @@ def dowg(
         f = {i: eta / top for i, eta in _moving(rates[k])}
         g = {i: grads[i] + decay[i] * x[i] for i in f}
         if f:
-            if rbar == 0:
-                rbar = reps_rel * (1 + sqrt(sum(_dot(x[i], x[i]) / f[i] for i in f)))
             distance = sqrt(sum(_dot(x[i] - origin[i], x[i] - origin[i]) / f[i] for i in f))
             rbar = max(rbar, distance)
             for i in f:

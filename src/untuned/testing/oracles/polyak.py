@@ -191,7 +191,8 @@ def motaps(
 ) -> Result:
     """MOTAPS (arXiv 2106.11851), the form of the author's code: the target moves once per ``samples`` samples seen.
 
-    The loss of step k is the mean over the samples ``ids[k - 1]``, any of which may occur more than once.
+    With momentum the author's lr is ours divided by 1 - momentum. The loss of step k is the mean over the samples
+    ``ids[k - 1]``, any of which may occur more than once.
     Scalars after each step: ``q``, which multiplied every lr; ``alpha``, the losses on record; ``target``, their mean
     aimed at.
     """
@@ -208,18 +209,16 @@ def motaps(
             share = np.bincount(batch, minlength=samples) / len(batch)
             slope = sum(eta / top * _dot(g[i], g[i]) for i, eta in moving)
             q = (f - _dot(share, alpha)) / (slope + _dot(share, share))
-            # Averaging slows x down by 1 - momentum; the records are not averaged, and still take the longer step.
-            stretch = 1 / (1 - momentum)
             for i, eta in moving:
-                z[i] = z[i] - stretch * eta * q * g[i]
+                z[i] = z[i] - eta * q * g[i]
                 x[i] = momentum * x[i] + (1 - momentum) * z[i]
-            alpha = alpha + stretch * top * q * share
+            alpha = alpha + top * q * share
             seen += len(batch)
             if seen >= samples:
                 seen %= samples
                 mean = alpha.mean()
                 target = (1 - target_lr) * target + target_lr * samples / (samples + 1) * mean
-                alpha = alpha + stretch * top * (target - mean)
+                alpha = alpha + top * (target - mean)
         iterates.append(list(x))
         rows.append({"q": q, "alpha": alpha.copy(), "target": float(target)})
     return iterates, _columns(rows)
