@@ -27,6 +27,11 @@ class Method:
         """The default learning rate of the class."""
         return inspect.signature(self.optimizer).parameters["lr"].default
 
+    @property
+    def records_samples(self) -> bool:
+        """Whether it keeps a number per sample: it is built with `samples=` and needs `step(sample_ids=...)`."""
+        return "samples" in inspect.signature(self.optimizer).parameters
+
 
 _SCHEDULE_FREE = "averaging in place of a schedule"
 _DADAPT = "distance estimated by D-Adaptation"
@@ -50,7 +55,7 @@ _METHODS = {
         ("sp", optimizers.SP, "Polyak step from the loss, uncapped", "arXiv 2106.11851"),
         ("alig", optimizers.ALIG, "Polyak step from the loss for interpolation, capped by lr", "arXiv 1906.05661"),
         ("taps", optimizers.TAPS, "Polyak step to a recorded loss per sample", "arXiv 2106.11851"),
-        ("motaps", optimizers.MOTAPS, "the same, learning the smallest loss", "arXiv 2106.11851"),
+        ("motaps", optimizers.MOTAPS, "Polyak step to a recorded loss per sample, target learned", "arXiv 2106.11851"),
         ("dadapt_sgd", optimizers.DAdaptSGD, f"SGD, {_DADAPT}", "arXiv 2301.07733"),
         ("dadapt_adagrad", optimizers.DAdaptAdaGrad, f"AdaGrad, {_DADAPT}", "arXiv 2301.07733"),
         ("dadapt_lion", optimizers.DAdaptLion, f"Lion, {_DADAPT}", "arXiv 2301.07733"),
@@ -70,12 +75,22 @@ _METHODS = {
             "arXiv 2306.06101",
         ),
         ("resetting", optimizers.Resetting, "D-Adaptation that starts over; convex", "arXiv 2306.06101"),
-        ("resetting_gd", optimizers.ResettingGD, "the same by gradient descent; convex", "arXiv 2306.06101"),
+        (
+            "resetting_gd",
+            optimizers.ResettingGD,
+            "D-Adaptation that starts over, as SGD; convex",
+            "arXiv 2306.06101",
+        ),
         ("dog", optimizers.DoG, "gradient descent, distance moved over gradients", "arXiv 2302.12022"),
-        ("ldog", optimizers.LDoG, "the same, tensor by tensor", "arXiv 2302.12022"),
+        ("ldog", optimizers.LDoG, "distance moved over gradients, tensor by tensor", "arXiv 2302.12022"),
         ("dowg", optimizers.DoWG, "gradient descent, distance moved over weighted gradients", "arXiv 2305.16284"),
         ("gradagrad", optimizers.GradaGrad, "AdaGrad-Norm whose step can grow", "arXiv 2206.06900"),
-        ("gradagrad_diagonal", optimizers.DiagonalGradaGrad, "the same per coordinate", "arXiv 2206.06900"),
+        (
+            "gradagrad_diagonal",
+            optimizers.DiagonalGradaGrad,
+            "AdaGrad whose steps can grow",
+            "arXiv 2206.06900",
+        ),
         ("madgrad", optimizers.MADGRAD, "dual averaging over cube roots, momentum by averaging", "arXiv 2101.11075"),
         ("mirror_madgrad", optimizers.MirrorMADGRAD, "MADGRAD as mirror descent", "arXiv 2101.11075"),
         ("mda", optimizers.MDA, "dual averaging, momentum by averaging", "arXiv 2010.10502"),

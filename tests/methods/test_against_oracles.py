@@ -82,6 +82,7 @@ OPTIONS = {
         {"d0": 1e-2, "d_coef": 0.5},
         {"growth_rate": 1.3},
         {"freeze_after": 5},
+        {"slice_p": 2, "weight_decay": 0.1},
         *SCOPES,
     ],
     "dadapt_adam": [

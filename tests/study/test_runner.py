@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import untuned
 from untuned.study.config import Run
 from untuned.study.runner import CURVE, train
+from untuned.study.tasks import load
 
 TIMES = ["step_us", "fwdbwd_us"]
 
@@ -160,3 +161,15 @@ def test_the_optimizer_is_put_into_eval_mode_around_evaluations(monkeypatch: pyt
     monkeypatch.setattr(untuned, "create", spied)
     train(Watched(), make(epochs=0.4))
     assert mode == ["eval", "evaluate", "train", *["loss", "eval", "evaluate", "train"] * 2]
+
+
+@pytest.mark.parametrize("method", ["taps", "motaps"])
+def test_methods_with_a_record_per_sample_are_told_the_samples(method: str) -> None:
+    options = {"options": {}, "method": method, "lr": 0.5}
+    result, curve = train(load("logreg-iris"), make(task="logreg-iris", epochs=5, **options))
+    assert result.status == "done"
+    assert result.final is not None
+    assert result.final["val_loss"] < 0.9 * curve["val_loss"][0].as_py()
+    result, _ = train(Line(), make(**options))
+    assert result.status == "crashed"
+    assert "records a loss per sample, and tiny:Line does not number its samples" in (result.error or "")

@@ -26,6 +26,15 @@ def local(t: Any) -> torch.Tensor:
     return t.to_local() if _is_distributed(t) else t
 
 
+def sliced(t: torch.Tensor, every: int) -> torch.Tensor:
+    """Every so many elements of t, as a vector; t itself for 1."""
+    if every == 1:
+        return t.detach()
+    if _is_distributed(t):
+        raise TypeError("slots of every n-th element (slice_p) need parameters that are not sharded: use slice_p=1.")
+    return t.detach().flatten()[::every]
+
+
 def domain(p: Any) -> tuple[Any, ...]:
     """The process groups over which sums of p's elements must be added: one per mesh axis that shards p."""
     if not _is_distributed(p):

@@ -51,9 +51,17 @@ def number(first: float | str | tuple[float, ...] = 0.0, key: str = "", each: bo
     return Number(first, key, each, size)
 
 
-def hyper(*, default: Any, within: str) -> Any:
-    """A hyper-parameter whose numbers must lie within an interval, written as in mathematics: "[0, 1)", "(0, inf]"."""
-    return dataclasses.field(default=default, metadata={"interval": within})
+def hyper(*, default: Any, within: str, fixed: bool = False) -> Any:
+    """A hyper-parameter whose numbers must lie within an interval, written as in mathematics: "[0, 1)", "(0, inf]".
+
+    A `fixed` one shapes the state: it is the same for all groups and read as `self.name`.
+    """
+    return dataclasses.field(default=default, metadata={"interval": within, "fixed": fixed})
+
+
+def shapes(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option shapes the method, and so is not a number that each group may have its own of."""
+    return isinstance(field.default, bool | str) or field.metadata["fixed"]
 
 
 def inside(value: float, interval: str) -> bool:

@@ -111,7 +111,7 @@ class Optimizer(torch.optim.Optimizer):
         self.sample_ids: torch.Tensor | None = None
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
-        self._advised: set[str] = set()
+        self._advised: set[Any] = set()
         self._shared = read_by_model_decisions(self.parts)
 
     # ------------------------------------------------------------------ construction, state and its persistence
@@ -507,8 +507,8 @@ class Optimizer(torch.optim.Optimizer):
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
         values = dict(zip(found, read.tolist(), strict=True))
         for part in self.parts.values():
-            if hasattr(part, "advice") and (text := part.advice(values)) and text[:40] not in self._advised:
-                self._advised.add(text[:40])  # without its numbers, so that it comes once
+            if part not in self._advised and hasattr(part, "advice") and (text := part.advice(values)):
+                self._advised.add(part)
                 warnings.warn(text, stacklevel=2)
         return values
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket, Group, local
+from untuned.core.buckets import Bucket, Group, local, sliced
 from untuned.core.declare import Hyper, Number, Slot
 from untuned.core.place import Frame, Place
 
@@ -37,9 +37,9 @@ def _hyper(group: Group, letter: Hyper) -> Any:
 class ElementFrame(Frame):
     """One tensor (its local shard) in one sweep: loads in the arithmetic dtype, stores on `commit`."""
 
-    def __init__(self, opt: Optimizer, bucket: Bucket, i: int) -> None:
+    def __init__(self, opt: Optimizer, bucket: Bucket, i: int, every: int = 1) -> None:
         super().__init__(opt.parts)
-        self.opt, self.bucket, self.i = opt, bucket, i
+        self.opt, self.bucket, self.i, self.every = opt, bucket, i, every
         self.param = bucket.params[i]
         self.state = opt.state[self.param]
         self.loads: dict[str, torch.Tensor] = {}
@@ -51,14 +51,15 @@ class ElementFrame(Frame):
     def load(self, key: str) -> torch.Tensor:
         if key not in self.loads:
             t = self._target(key)
-            self.loads[key] = t.float() if t.dtype in LOW_PRECISION else t
+            t = t.float() if t.dtype in LOW_PRECISION else t
             if key == "p" and COMPENSATION in self.state:
-                self.loads[key] = self.loads[key] + self._target(COMPENSATION)
+                t = t + self._target(COMPENSATION)
+            self.loads[key] = sliced(t, self.every) if key == "p" else t
         return self.loads[key]
 
     def _raw_gradient(self) -> torch.Tensor:
         assert self.param.grad is not None
-        g = local(self.param.grad.detach())
+        g = sliced(local(self.param.grad), self.every)
         g = g.float() if g.dtype in LOW_PRECISION else g
         return -g if self.opt.maximize else g
 
@@ -104,7 +105,7 @@ class ElementFrame(Frame):
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
-            old = ElementFrame(self.opt, self.bucket, self.i)
+            old = ElementFrame(self.opt, self.bucket, self.i, self.every)
             old.loads = self.loads
             return Place(old, part)
         return super().read(part, name)

@@ -14,7 +14,7 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, dataclass_transform
 
-from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper
+from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper, shapes
 from untuned.core.place import Place
 
 SCOPES = ("model", "group", "tensor")
@@ -49,7 +49,7 @@ class Part(abc.ABC):
             if isinstance(field.default, tuple):
                 for i in range(len(field.default)):
                     declared[f"{name[:-1]}{i + 1}"] = Hyper(name, i)
-            if not isinstance(field.default, bool | str):
+            if not shapes(field):
                 declared[name] = Hyper(name)
         cls.letters = declared
 
@@ -62,8 +62,8 @@ class Part(abc.ABC):
         return type(self).__name__
 
     def hypers(self) -> dict[str, Any]:
-        """The values that live in the groups; options that are True/False or words shape the method and do not."""
-        return {k: getattr(self, k) for k, f in self.fields.items() if not isinstance(f.default, bool | str)}
+        """The values that live in the groups; options that shape the method do not."""
+        return {k: getattr(self, k) for k, f in self.fields.items() if not shapes(f)}
 
     def slots(self) -> dict[str, Slot]:
         return {k: v for k, v in self.letters.items() if isinstance(v, Slot)}
@@ -95,6 +95,11 @@ class StepSize(Part):
     """
 
     reads_displacement: ClassVar[bool] = False  # how far the parameters moved: rounding must not hide it
+
+    @property
+    def every(self) -> int:
+        """`measure` and the slots of the part see every so many elements of a tensor."""
+        return 1
 
     @abc.abstractmethod
     def size(self, x: Place) -> tuple[Any, Any]: ...

@@ -41,7 +41,11 @@ def plan(parts: dict[str, Any]) -> Plan:
         if deciders:
             sweeps.append(([], deciders))
         return [*sweeps, ([*body, move], [])]
-    if len(measures) == 2 and parts["iterate"].wants_size:  # x.size is known only after the step size has decided
+    apart = parts["step_size"].every > 1  # its measure sees other elements than the rest
+    if apart and body:
+        sweeps.append((body, []))
+        body = []
+    if len(measures) == 2 and (apart or parts["iterate"].wants_size):  # x.size is known after the step size's decision
         sweeps.append((body + measures[:1], [role for role in deciders if role != "iterate"]))
         sweeps.append((measures[1:], ["iterate"]))
     else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket, Group
+from untuned.core.buckets import Bucket, Group, sliced
 from untuned.core.declare import Number, Slot
 from untuned.core.frames import COMPENSATION, LOW_PRECISION, number_from
 
@@ -39,13 +39,19 @@ def _numbers(opt: Optimizer, per_tensor: bool) -> Iterator[tuple[Any, Number]]:
                 yield part, n
 
 
+def _seen(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
+    """What of a parameter a slot is shaped like."""
+    rule = opt.parts["step_size"]
+    return sliced(p, rule.every) if any(s.key == key for s in rule.slots().values()) else p.detach()
+
+
 def slot_dtype(opt: Optimizer, p: torch.Tensor) -> torch.dtype:
     return opt.slot_dtype or (torch.float32 if p.dtype in LOW_PRECISION else p.dtype)
 
 
-def _first(group: Group, n: Number, device: torch.device) -> torch.Tensor:
+def _first(group: Group, part: Any, n: Number, device: torch.device) -> torch.Tensor:
     first = number_from(group[n.first] if isinstance(n.first, str) else n.first, device)
-    return first.repeat(int(group[n.size])) if n.size else first
+    return first.repeat(getattr(part, n.size)) if n.size else first
 
 
 def create_numbers(opt: Optimizer, group: Group) -> None:
@@ -56,7 +62,7 @@ def create_numbers(opt: Optimizer, group: Group) -> None:
         group[key] = first.get(key, number_from(0.0, opt.device))
     for part, n in _numbers(opt, per_tensor=False):
         shared = part.scope == "model" and n.key in first
-        group[n.key] = first[n.key] if shared else _first(group, n, opt.device)
+        group[n.key] = first[n.key] if shared else _first(group, part, n, opt.device)
 
 
 def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
@@ -65,9 +71,9 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
         held["rho"] = number_from(0.0, p.device)
     for key, s in _slots(opt, p).items():
         first = 0.0 if isinstance(s.start, str) else s.start
-        held[key] = torch.full_like(p.detach(), first, dtype=slot_dtype(opt, p))
-    for _, n in _numbers(opt, per_tensor=True):
-        held[n.key] = _first(group, n, p.device)
+        held[key] = torch.full_like(_seen(opt, p, key), first, dtype=slot_dtype(opt, p))
+    for part, n in _numbers(opt, per_tensor=True):
+        held[n.key] = _first(group, part, n, p.device)
     opt.state[p] = held
 
 
@@ -75,7 +81,7 @@ def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
     """Start points are taken when the first step begins, because weights are often loaded after construction."""
     for key, s in _slots(opt, p).items():
         if s.start == "start":
-            opt.state[p][key].copy_(p.detach())
+            opt.state[p][key].copy_(_seen(opt, p, key))
 
 
 def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
@@ -151,10 +157,11 @@ def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
                 f"Load it into the optimizer that saved it."
             )
         for key in _slots(opt, p):
-            if (shape := tuple(getattr(held[key], "shape", ()))) != tuple(p.shape):
+            wanted_shape = tuple(_seen(opt, p, key).shape)
+            if (shape := tuple(getattr(held[key], "shape", ()))) != wanted_shape:
                 raise ValueError(
-                    f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter has "
-                    f"{tuple(p.shape)}. Build the optimizer on the model that was saved."
+                    f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter needs "
+                    f"{wanted_shape}. Build the optimizer on the model that was saved, with its options."
                 )
 
 
@@ -172,9 +179,9 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         group["method"] = opt.recipe
         for key in ("steps", "skipped"):
             group.setdefault(key, number_from(0.0, opt.device))
-        for _, n in _numbers(opt, per_tensor=False):
+        for part, n in _numbers(opt, per_tensor=False):
             if n.key not in group:
-                group[n.key] = _first(group, n, opt.device)
+                group[n.key] = _first(group, part, n, opt.device)
     for i, p in _saved_parameters(opt, state_dict):
         held = state_dict["state"].get(i)
         if held is None:

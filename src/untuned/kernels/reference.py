@@ -19,7 +19,8 @@ Verbs = list[tuple[str, str]]
 
 def run(opt: Optimizer, verbs: Verbs, bucket: Bucket, i: int) -> list[torch.Tensor]:
     """Run verbs on one tensor of a bucket, store what they wrote and return their sums."""
-    frame = ElementFrame(opt, bucket, i)
+    every = opt.parts["step_size"].every if verbs == [("step_size", "measure")] else 1
+    frame = ElementFrame(opt, bucket, i, every)
     sums: list[Any] = []
     for role, verb in verbs:
         out: Any = getattr(opt.parts[role], verb)(frame.place(role))

@@ -15,7 +15,7 @@ from untuned.weight_decay import Coupled, Decoupled, Proximal
 
 
 class Prodigy(Optimizer):
-    """Prodigy with Adam: arXiv 2306.06101, Algorithm 4, signature of prodigyopt without fsdp_in_use and slice_p.
+    """Prodigy with Adam: arXiv 2306.06101, Algorithm 4, signature of prodigyopt without fsdp_in_use.
 
     Leave lr at 1 and put a schedule on it; d_coef (0.5 to 2) is the knob to turn. `decouple=True` decays like AdamW.
     The mathematics, and what differs from the released package, stand in `untuned.step_sizes.Prodigy`.
@@ -46,14 +46,16 @@ class Prodigy(Optimizer):
         d0: float = 1e-6,
         d_coef: float = 1.0,
         growth_rate: float = math.inf,
+        slice_p: int = 1,
         freeze_after: float = math.inf,
         scope: str = "model",
         **engine: Unpack[EngineOptions],
     ) -> None:
         direction = directions.Adam(betas, eps, correct=False)
         beta3 = math.sqrt(direction.betas[1]) if beta3 is None else beta3
-        flags = safeguard_warmup, use_bias_correction
-        rule = step_sizes.Prodigy(lr, d0, d_coef, growth_rate, freeze_after, beta3, *flags, scope)
+        rule = step_sizes.Prodigy(
+            lr, d0, d_coef, growth_rate, freeze_after, beta3, safeguard_warmup, slice_p, use_bias_correction, scope
+        )
         decay = Decoupled(weight_decay) if check_flag("Prodigy", "decouple", decouple) else Coupled(weight_decay)
         super().__init__(params, direction, rule, Plain(), decay, **engine)
 

@@ -26,7 +26,8 @@ class Prodigy(StepSize):
     summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d
     for good. Differs from the released package in these two; lr 0 freezes; with beta1 = 0 the step uses the
     d from before as well. `scope` gives each group or tensor an estimate of its own; d stays after `freeze_after`
-    steps. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
+    steps. With `slice_p` the estimate sees every slice_p-th element: less memory, one more sweep, no bound on d. Needs
+    the direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -36,6 +37,7 @@ class Prodigy(StepSize):
     freeze_after: float = hyper(default=float("inf"), within="[0, inf]")
     beta3: float = hyper(default=0.999**0.5, within="[0, 1)")
     safeguard_warmup: bool = False
+    slice_p: int = hyper(default=1, within="[1, inf)", fixed=True)
     bias_correction: bool = False
     scope: str = choice(default="model", others=("group", "tensor"))
     needs: ClassVar[frozenset[str]] = frozenset({"weighted"})
@@ -46,6 +48,10 @@ class Prodigy(StepSize):
     d_max = number("d0")
     d_hat = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
+
+    @property
+    def every(self) -> int:
+        return self.slice_p
 
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.d, x.d * x.d

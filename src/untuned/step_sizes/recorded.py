@@ -13,14 +13,14 @@ from untuned.core.place import Place, dot, where
 _NEEDS = frozenset({"loss", "sample_ids"})
 
 
-def _project(c: Place, slope: Any, decay: Any) -> tuple[Any, Any]:
+def _project(c: Place, samples: int, slope: Any, decay: Any) -> tuple[Any, Any]:
     """Project onto the batch's equation; -> the new targets of the samples, and whether an epoch of samples is over."""
     b, ids = c.ids.numel(), c.ids.sort().values
     repeats = torch.searchsorted(ids, ids, right=True) - torch.searchsorted(ids, ids)
-    c.q = (c.loss + decay - c.alpha[ids].mean()) / (slope + repeats.sum() / b**2)
-    epochs = c.seen // c.samples
+    c.q = (c.loss + decay - c.alpha[ids].mean()) / (slope + repeats.double().sum() / b**2)
+    epochs = c.seen // samples
     c.seen = c.seen + b
-    return c.alpha.index_add(0, ids, (c.top * c.q / b).expand(b)), c.seen // c.samples > epochs
+    return c.alpha.index_add(0, ids, (c.top * c.q / b).expand(b)), c.seen // samples > epochs
 
 
 class TAPS(StepSize):
@@ -40,7 +40,7 @@ class TAPS(StepSize):
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
-    samples: int = hyper(default=1, within="[1, inf)")
+    samples: int = hyper(default=1, within="[1, inf)", fixed=True)
     target: float = hyper(default=0.0, within="(-inf, inf)")
     needs: ClassVar[frozenset[str]] = _NEEDS
     alpha = number(0.0, key="sample_targets", size="samples")
@@ -51,7 +51,7 @@ class TAPS(StepSize):
         return x.lr / x.top * dot(x.g, x.u), dot(x.g - x.raw, x.p) / 2
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        alpha, due = _project(c, slope, decay)
+        alpha, due = _project(c, self.samples, slope, decay)
         c.alpha = where(due, alpha + c.top * (c.target - alpha.mean()), alpha)
 
     def size(self, x: Place) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ class MOTAPS(StepSize):
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
-    samples: int = hyper(default=1, within="[1, inf)")
+    samples: int = hyper(default=1, within="[1, inf)", fixed=True)
     target_lr: float = hyper(default=0.01, within="[0, 1]")
     needs: ClassVar[frozenset[str]] = _NEEDS
     alpha = number(0.0, key="sample_targets", size="samples")
@@ -81,8 +81,8 @@ class MOTAPS(StepSize):
         return x.lr / x.top * dot(x.g, x.u), dot(x.g - x.raw, x.p) / 2
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        alpha, due = _project(c, slope, decay)
-        learned = (1 - c.target_lr) * c.tau + c.target_lr * c.samples / (c.samples + 1) * alpha.mean()
+        alpha, due = _project(c, self.samples, slope, decay)
+        learned = (1 - c.target_lr) * c.tau + c.target_lr * self.samples / (self.samples + 1) * alpha.mean()
         c.tau = where(due, learned, c.tau)
         c.alpha = where(due, alpha + c.top * (c.tau - alpha.mean()), alpha)
 

@@ -210,9 +210,10 @@ def show(method: Annotated[str, typer.Argument(help="A name from `untuned list`.
     print(f"{found.name}: {found.summary}, {found.paper}\n\n{inspect.getdoc(found.optimizer)}\n\nOptions\n")
     for option in list(inspect.signature(found.optimizer).parameters.values())[1:]:
         if option.kind is not option.VAR_KEYWORD:
-            print(f"    {option.name} = {option.default!r}")
+            print(f"    {option.name}" + ("" if option.default is option.empty else f" = {option.default!r}"))
     print(f"\n{inspect.getdoc(EngineOptions)}")
-    for role, part in untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name).parts.items():
+    given = {"samples": 1} if found.records_samples else {}
+    for role, part in untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name, **given).parts.items():
         print(f"\n{role.replace('_', ' ').capitalize()}: {type(part).__name__}\n\n{inspect.getdoc(part)}")
 
 

@@ -244,7 +244,8 @@ def resolve(
     for entry in entries:
         for lr in entry.lrs:
             try:
-                untuned.create(torch.nn.Linear(2, 2), entry.name, lr=lr, **entry.options)
+                given = {"samples": 1} if untuned.get(entry.name).records_samples else {}
+                untuned.create(torch.nn.Linear(2, 2), entry.name, lr=lr, **given, **entry.options)
             except (TypeError, ValueError) as error:
                 raise StudyError(f"methods: {label(entry.name, entry.options)}: {error}") from error
     return Study(

@@ -13,6 +13,7 @@ from untuned.study.config import label, parse_methods
 
 Shapes = list[tuple[int, ...]]
 LR = 1e-6  # small: the parameters stay where they are
+SAMPLES = 50_000  # of methods that record a number per sample
 
 
 def _conv(out: int, into: int, kernel: int) -> Shapes:
@@ -93,7 +94,9 @@ class Contender:
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
         takes_loss = "loss" in inspect.signature(self.optimizer.step).parameters
-        self.arguments = {"loss": torch.ones((), device=device)} if takes_loss else {}
+        self.arguments: dict[str, Any] = {"loss": torch.ones((), device=device)} if takes_loss else {}
+        if isinstance(self.optimizer, untuned.Optimizer):
+            self.arguments["sample_ids"] = torch.arange(128, device=device)
 
     def _optimizer(self, name: str, guard: bool, slot_dtype: torch.dtype | None) -> Any:
         if name in PEERS:
@@ -104,7 +107,8 @@ class Contender:
             return create(self.params, lr=LR, **options)
         [spec] = parse_methods(name)
         engine = {"skip_nonfinite": guard, "slot_dtype": slot_dtype}
-        return untuned.create(self.params, spec.name, lr=LR, **engine, **spec.options)
+        given = {"samples": SAMPLES} if untuned.get(spec.name).records_samples else {}
+        return untuned.create(self.params, spec.name, lr=LR, **given, **engine, **spec.options)
 
     def _random(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.normal_(0, 0.01, generator=self.generator)

@@ -5,7 +5,7 @@ import random
 import time
 import traceback
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, count, islice, repeat
 from statistics import fmean, median
 
 import numpy as np
@@ -97,7 +97,11 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(run.seed)
     model = task.model(run.seed)
-    optimizer = untuned.create(model, run.method, lr=run.lr, **run.options)
+    records = untuned.get(run.method).records_samples
+    if records and not task.samples:
+        raise ValueError(f"{run.method} records a loss per sample, and {run.task} does not number its samples")
+    given = {"samples": task.samples} if records else {}
+    optimizer = untuned.create(model, run.method, lr=run.lr, **given, **run.options)
     per_epoch = sum(1 for _ in task.batches(run.seed, 0))
     if not per_epoch:
         raise ValueError(f"{run.task}: batches(seed={run.seed}, epoch=0) is empty")
@@ -123,7 +127,8 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
 
     final = evaluate()
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
-    for batch in islice(stream, total):
+    ids = chain.from_iterable(task.ids(run.seed, epoch) for epoch in count()) if records else repeat(None)
+    for batch, sample_ids in islice(zip(stream, ids, strict=False), total):
         for part in run.drops:
             if curve.steps == round(total * part):
                 for group in optimizer.param_groups:
@@ -139,7 +144,7 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
             curve.add(curve.steps / per_epoch)
             raise _DivergedError(f"train_loss is {value} after step {curve.steps}")
         begin = time.perf_counter()
-        optimizer.step(loss=loss.detach())
+        optimizer.step(loss=loss.detach(), sample_ids=sample_ids)
         curve.step.append(time.perf_counter() - begin)
         curve.steps += 1
         if curve.steps in evaluations:

@@ -16,11 +16,15 @@ class Classification(Task):
 
     def __init__(self, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> None:
         self.x, self.y, self.x_val, self.y_val = x, y, x_val, y_val
+        self.samples = len(y)
         self.chance = float(y_val.bincount().max()) / len(y_val)
 
     def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for index in shuffled(len(self.y), self.batch_size, seed, epoch):
             yield self.x.index_select(0, index), self.y.index_select(0, index)
+
+    def ids(self, seed: int, epoch: int) -> Iterator[Tensor]:
+        return shuffled(self.samples, self.batch_size, seed, epoch)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch

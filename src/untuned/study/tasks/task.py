@@ -30,6 +30,8 @@ class Task(ABC):
     batch_size: int
     epochs: int
     """Passes over the training data when a study does not say otherwise."""
+    samples: int = 0
+    """How many training samples `ids()` numbers, for methods that record a loss per sample; 0 if it does not."""
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
@@ -38,6 +40,10 @@ class Task(ABC):
     @abstractmethod
     def batches(self, seed: int, epoch: int) -> Iterator[Any]:
         """The batches of one pass over the training data, in the order that (seed, epoch) gives."""
+
+    def ids(self, seed: int, epoch: int) -> Iterator[Tensor]:
+        """The numbers, 0 to samples - 1, of the samples in each of `batches(seed, epoch)`."""
+        raise NotImplementedError(f"{self.name}: its samples have no numbers")
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
