@@ -40,8 +40,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adatamw": {"lr": 2e-3},
     "schedule_free_sgd": {"lr": 0.5, "warmup_steps": 5},
     "schedule_free_adamw": {"lr": 0.02},
+    "sps": {"lr": 0.2, "weight_decay": 0.01},
+    "dec_sps": {"lr": 0.5},
+    "prox_sps": {"lr": 0.5, "weight_decay": 0.01},
+    "sp": {"lr": 0.1},
+    "alig": {"lr": 0.2},
+    "taps": {"samples": 16, "lr": 0.3},
+    "motaps": {"samples": 16, "lr": 0.3, "target_lr": 0.5, "momentum": 0.5},
+    "dadapt_sgd": {"d0": 1e-2, "momentum": 0.5},
+    "dadapt_adagrad": {"d0": 1e-2},
+    "dadapt_lion": {"d0": 1e-3, "growth_rate": 1.05},
+    "dadapt_adan": {"d0": 1e-3, "growth_rate": 1.05},
+    "dadapt_da": {"d0": 0.1},
+    "dadapt_gd": {"d0": 0.1},
+    "prodigy_da": {"d0": 0.1},
+    "prodigy_gd": {"d0": 0.1},
+    "resetting": {"d0": 0.1},
+    "resetting_gd": {"d0": 0.1},
+    "dog": {"reps_rel": 1e-2},
+    "ldog": {"reps_rel": 1e-2},
+    "dowg": {"eps": 1e-2},
+    "gradagrad": {"lr": 0.05, "momentum": 0.5},
+    "gradagrad_diagonal": {"lr": 0.02},
+    "madgrad": {"lr": 0.02},
+    "mirror_madgrad": {"lr": 0.02},
+    "mda": {"lr": 0.3},
+    "sngm": {"lr": 0.02},
 }
-REPLICATED = ["momo", "momo_adam", "prodigy", "mechanic_adamw", "tam"]
+REPLICATED = list(OPTIONS)
 SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
 
@@ -65,7 +91,7 @@ def train(model: nn.Module, optimizer: untuned.Optimizer, steps: range, rows: sl
         optimizer.zero_grad()
         loss = loss_on(model, k, rows)
         loss.backward()
-        optimizer.step(loss=loss)
+        optimizer.step(loss=loss, sample_ids=torch.arange(8)[rows] + 8 * (k % 2))
 
 
 def vector(model: nn.Module) -> Tensor:
@@ -110,7 +136,7 @@ def sharded(rank: int, name: str, folder: Path) -> dict[str, Any]:
     assert isinstance(poisoned, DTensor)
     if rank == 1:
         poisoned.to_local()[0, 0] = math.nan
-    optimizer.step(loss=1.0)
+    optimizer.step(loss=1.0, sample_ids=[0, 1, 2, 3])
     found["after nan"] = vector(model)
     found["skipped"] = optimizer.metrics()["skipped"]
 

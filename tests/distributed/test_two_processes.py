@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import untuned
 
+pytestmark = pytest.mark.xdist_group("two processes")  # one worker, since the processes run once for all tests
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
