@@ -1,6 +1,6 @@
 """Train methods on one small task at learning rates around their defaults: docs/methods/study.csv and NAME.png.
 
-    python scripts/method_study.py [NAME ...] [--draw]
+    python scripts/method_study.py [NAME ...] [--workers N] [--draw]
 
 Without names, every method. New results replace the older ones of the same methods and leave the others alone; `--draw`
 trains nothing and draws the pictures again. Takes about half a second a run on two cores, and a method is 21 runs.
@@ -169,14 +169,14 @@ def draw_all(table: Sequence[Row], out: Path = OUT) -> None:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", metavar="NAME")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args(arguments)
     if not asked.draw:
         with tempfile.TemporaryDirectory() as folder:
             store = Store.create(Path(folder), study(asked.methods or untuned.list()))
-            workers = os.cpu_count() or 1
-            with Live(store, workers, False, Console()) as view:
-                sweep(store, workers, view)
+            with Live(store, asked.workers, False, Console()) as view:
+                sweep(store, asked.workers, view)
             merge(OUT / "study.csv", rows(store))
     draw_all(read())
     return 0
