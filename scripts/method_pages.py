@@ -30,7 +30,6 @@ from untuned.core.plan import plan
 from untuned.registry import Method
 from untuned.study import tasks
 from untuned.study.charts import decades
-from untuned.study.stats import plateau
 
 OUT = Path(__file__).parents[1] / "docs" / "methods"
 ROLES = {"direction": "Direction", "step_size": "Step size", "iterate": "Iterate", "decay": "Weight decay"}
@@ -59,13 +58,13 @@ class Slots:
     """Per-parameter state: its keys, and their bytes for one element."""
 
     keys: tuple[str, ...]
-    bytes: int
+    bytes: float
 
     @classmethod
     def of(cls, optimizer: untuned.Optimizer) -> "Slots":
         [(weight, held)] = optimizer.state.items()
-        slots = {key: value for key, value in held.items() if value.shape == weight.shape}
-        return cls(tuple(slots), sum(value.element_size() for value in slots.values()))
+        slots = {key: value for key, value in held.items() if value.dim()}
+        return cls(tuple(slots), sum(value.nbytes for value in slots.values()) / weight.numel())
 
 
 def needs(method: Method, word: str) -> bool:
@@ -81,7 +80,8 @@ class Option:
     name: str
     default: Any
     range: str
-    slots: Slots  # with another value than the default
+    other: Any  # some other value than the default
+    slots: Slots  # with that
 
     @property
     def shown(self) -> str:
@@ -90,10 +90,11 @@ class Option:
 
 @cache
 def described(method: Method) -> list[Option]:
-    return [
-        Option(name, default, _range(method, name, default), Slots.of(_with_another(method, name, default)))
-        for name, default in options(method).items()
-    ]
+    found = []
+    for name, default in options(method).items():
+        other, optimizer = _with_another(method, name, default)
+        found.append(Option(name, default, _range(method, name, default), other, Slots.of(optimizer)))
+    return found
 
 
 def _range(method: Method, name: str, default: Any) -> str:
@@ -108,8 +109,8 @@ def _range(method: Method, name: str, default: Any) -> str:
     raise ValueError(f"{method.name} does not say what it takes for {name}")
 
 
-def _with_another(method: Method, name: str, default: Any) -> untuned.Optimizer:
-    """Built with some other value of the option."""
+def _with_another(method: Method, name: str, default: Any) -> tuple[Any, untuned.Optimizer]:
+    """Some other value of the option, and the optimizer built with it."""
     if isinstance(default, bool):
         values: list[Any] = [not default]
     elif isinstance(default, str):
@@ -118,10 +119,10 @@ def _with_another(method: Method, name: str, default: Any) -> untuned.Optimizer:
     elif isinstance(default, tuple):
         values = [tuple(0.9 * value for value in default)]
     else:
-        values = [0.125, 1.125, 7]
+        values = [0.5, 1.5, 2]
     for value in values:
         with suppress(TypeError, ValueError):
-            return build(method, **{name: value})
+            return value, build(method, **{name: value})
     raise ValueError(f"{method.name}: none of {values} was accepted for {name}")
 
 
@@ -246,7 +247,7 @@ def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
     slots, half = Slots.of(optimizer), Slots.of(build(method, torch.bfloat16))
     reads = [word for word, key in (("the loss", "loss"), ("the sample ids", "sample_ids")) if needs(method, key)]
     modes = "modes" in optimizer.parts["iterate"].gives
-    extra = [f"; {_bytes(o.slots)} with another `{o.name}`" for o in described(method) if o.slots != slots]
+    extra = [f"; {_bytes(o.slots)} with `{o.name}={o.other!r}`" for o in described(method) if o.slots != slots]
     rows = [
         ("sweeps over the parameters in a step", str(sweeps(method))),
         ("slots, float32", _bytes(slots) + "".join(extra)),
@@ -260,7 +261,7 @@ def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
 
 def _bytes(slots: Slots) -> str:
     keys = ", ".join(f"`{key}`" for key in slots.keys)
-    return f"{keys}: {slots.bytes} bytes per parameter" if keys else "none"
+    return f"{keys}: {slots.bytes:g} bytes per parameter" if keys else "none"
 
 
 def _numbers(optimizer: untuned.Optimizer) -> str:
@@ -273,23 +274,19 @@ def _numbers(optimizer: untuned.Optimizer) -> str:
 
 
 def _study(method: Method) -> str:
-    if needs(method, "sample_ids"):
-        return "None: a study hands no sample ids to a method."
     if method.name not in {row["method"] for row in _rows()}:
         return f"Not run yet: `python scripts/method_study.py {method.name}`."
-    mine, reference, task = _sensitivity(method.name), _sensitivity(method_study.REFERENCE), _task()
-    best, default = mine.medians.argmax(), _nearest(mine.lrs, method.lr)
-    wide = plateau(mine.lrs, mine.medians, float(mine.medians[best]) - 0.02, maximize=True)
-    learned = mine.medians[best] > task.chance + 0.02  # else it is equally bad everywhere, which is no plateau
+    mine, reference = _sensitivity(method.name), _sensitivity(method_study.REFERENCE)
+    wide = mine.within(0.02)
     sentences = [
-        f"![Validation accuracy of {method.name} against lr, beside adamw]({method.name}.png)\n\n{task.title}, "
+        f"![Validation accuracy of {method.name} against lr, beside adamw]({method.name}.png)\n\n{_task().title}, "
         f"{method_study.EPOCHS} epochs at a constant lr, median of {mine.finals.shape[1]} seeds: "
-        f"{_percent(mine.medians[best])} at its best lr {mine.lrs[best]:g}, "
-        f"{_percent(mine.medians[default])} at the default {mine.lrs[default]:g}",
+        f"{_percent(mine.medians[mine.best])} at its best lr {mine.lrs[mine.best]:g}, "
+        f"{_percent(mine.medians[mine.default])} at the default {mine.lrs[mine.default]:g}",
         f"; adamw reaches {_percent(reference.medians.max())} at its best. "
         if mine.method != reference.method
         else ". ",
-        f"Within 2 points of its own best over {decades(wide)} decades of lr. " if learned else "It learned nothing. ",
+        f"Within 2 points of its own best over {decades(wide)} decades of lr. " if wide else "It learned nothing. ",
         f"{mine.diverged.sum():g} of {mine.finals.size} runs diverged. ",
         "Numbers: [study.csv](study.csv); what they can and cannot say: [index](index.md#the-study).",
     ]
@@ -311,10 +308,6 @@ def _sensitivity(name: str) -> Sensitivity:
     return Sensitivity.of(name, _rows(), _task().chance)
 
 
-def _nearest(lrs: Sequence[float], lr: float) -> int:
-    return min(range(len(lrs)), key=lambda i: abs(math.log(lrs[i] / lr)))
-
-
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
@@ -328,7 +321,7 @@ def index(methods: Sequence[Method]) -> str:
             "yes" if needs(m, "loss") else "",
             str(sweeps(m)),
             str(len((slots := Slots.of(build(m))).keys)),
-            str(slots.bytes),
+            f"{slots.bytes:g}",
             _paper(m.paper),
         )
         for m in methods

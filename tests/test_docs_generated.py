@@ -21,7 +21,6 @@ import method_pages  # noqa: E402
 import method_study  # noqa: E402
 
 METHODS = [untuned.get(name) for name in untuned.list()]
-STUDIED = [m.name for m in METHODS if not method_pages.needs(m, "sample_ids")]
 
 
 def test_pages_of_methods_are_up_to_date() -> None:
@@ -54,10 +53,10 @@ def test_notes_cover_every_method_and_option_and_nothing_else() -> None:
 
 
 def test_study_covers_every_method_at_its_default_lr() -> None:
-    runs = {(r.task, f"{r.epochs:g}", r.method, f"{r.lr:g}", str(r.seed)) for r in method_study.study(STUDIED).runs()}
+    runs = {(r.task, f"{r.epochs:g}", r.method, f"{r.lr:g}", str(r.seed)) for r in method_study.study(untuned.list()).runs()}
     rows = {tuple(row[key] for key in ("task", "epochs", "method", "lr", "seed")) for row in method_study.read()}
     assert rows == runs, "run: python scripts/method_study.py " + " ".join(sorted({run[2] for run in rows ^ runs}))
-    for name in STUDIED:
+    for name in untuned.list():
         picture = method_study.OUT / f"{name}.png"
         assert picture.stat().st_size < 25_000
         assert Image.open(picture).size == (616, 407)
@@ -86,6 +85,8 @@ def test_slots_are_counted_where_they_lie() -> None:
     assert options("sgd")["momentum"].slots == method_pages.Slots(("momentum_buffer",), 4)
     adam = method_pages.build(untuned.get("adam"))
     assert method_pages.Slots.of(adam) == method_pages.Slots(("exp_avg", "exp_avg_sq"), 8)
+    sliced = options("prodigy")["slice_p"]
+    assert (sliced.other, sliced.slots.bytes, len(sliced.slots.keys)) == (2, 12, 4)
 
 
 def test_a_docstring_comes_apart() -> None:

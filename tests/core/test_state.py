@@ -437,3 +437,28 @@ def test_checkpoints_of_methods_with_other_state_are_refused() -> None:
         if optimizers[one].recipe != optimizers[other].recipe:
             with pytest.raises(ValueError, match="another method saved"):
                 optimizers[other].load_state_dict(optimizers[one].state_dict())
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "mechanic_adamw", "momo"])
+def test_frozen_parameters_cost_nothing_until_they_are_trained(name: str) -> None:
+    model = net()
+    frozen = list(model.parameters())[:2]
+    for p in frozen:
+        p.requires_grad_(False)
+    optimizer = EVERY[name](model.parameters())
+    train(model, optimizer, range(2))
+    assert not any(p in optimizer.state for p in frozen)
+    assert optimizer.metrics()["lr_effective"] > 0
+    other = net()
+    for p in list(other.parameters())[:2]:
+        p.requires_grad_(False)
+    resumed = EVERY[name](other.parameters())
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(saved(optimizer))
+    for one in (model, other):
+        one.requires_grad_(True)
+    assert train(model, optimizer, range(2, 5)) == train(other, resumed, range(2, 5))
+    assert different(everything(optimizer), everything(resumed)) == []
+    assert all(optimizer.state[p]["step"].item() == 3 for p in frozen)
+    entirely = EVERY[name]([{"params": [nn.Parameter(torch.ones(2), requires_grad=False)]}])
+    assert entirely.metrics()["lr_effective"] == 0.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -397,3 +398,25 @@ def test_zero_grad() -> None:
     assert [p.grad.abs().sum().item() for p in model.parameters()] == [0.0] * 6
     optimizer.zero_grad()
     assert [p.grad for p in model.parameters()] == [None] * 6
+
+
+@pytest.mark.parametrize("name", ["adamw", "momo_adam", "prodigy"])
+def test_a_compiled_training_step(name: str) -> None:
+    """torch.compile around the whole step: the optimizer runs as it is, outside the graph."""
+    runs = []
+    for compiled in (False, True):
+        model, optimizer = pair(name)
+
+        def step(k: int, model: Any = model, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad()
+            loss = loss_of(model, k)
+            loss.backward()
+            optimizer.step(loss=loss)
+
+        step = torch.compile(step, backend="eager") if compiled else step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of dynamo, about what it leaves out
+            for k in range(3):
+                step(k)
+        runs.append(everything(optimizer))
+    assert different(*runs) == []

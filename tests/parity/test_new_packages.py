@@ -72,12 +72,12 @@ def run(make, steps=200, schedule=None, plus=0.0, penalty=0.0):
     return np.array(points), optimizer
 
 
-def gap(ours, theirs, steps=200, **how):
-    """The largest difference over all steps, as a share of the way that theirs goes."""
-    expected = run(theirs, steps, **how)[0]
+def gap(mine, reference, steps=200, **how):
+    """The largest difference over all steps, as a share of the way that the reference goes."""
+    expected = run(reference, steps, **how)[0]
     way = np.abs(expected - vector(parameters())).max()
     assert way > 0.01
-    return np.abs(run(ours, steps, **how)[0] - expected).max() / way
+    return np.abs(run(mine, steps, **how)[0] - expected).max() / way
 
 
 def ours(name, **options):
@@ -182,7 +182,7 @@ UNSTEADY = [
 )
 def test_steps_are_those_of_the_package(horizon, tolerance, name, package, besides, options):
     """`horizon` steps on a varying lr, to `tolerance` of the way gone."""
-    own = {"c": 1.0} if name == "sps" else {}
+    own = {"c": 1.0} if name == "sps" else {}  # ours is 1/2
     expected, reference = run(theirs(package, **options, **besides), horizon, WAVE)
     points, optimizer = run(ours(name, **options, **own), horizon, WAVE)
     way = np.abs(expected - vector(parameters())).max()
@@ -313,7 +313,7 @@ def test_groups_keep_their_lr(package, name, options):
 def test_group_at_lr_0_stays(package, name, options):
     """In the packages it goes on towards its average or, where the first group's lr serves all, as if it had an lr.
 
-    All of these papers step by a multiple of the learning rate.
+    No paper has groups; that lr 0 freezes is our rule for all methods.
     """
 
     def drift(make):
@@ -359,8 +359,8 @@ def test_zero_gradient_is_no_error():
 def test_tensor_that_rests_does_not_raise_the_estimate(package, name, options, until):
     """The packages keep its part of the numerator, over a norm of s without it.
 
-    arXiv 2301.07733, Theorem 1: d_hat is a lower bound of the distance, here 1 for the tensor that goes on alone (2 in
-    the SGD form, which doubles the bound). AdaGrad's package keeps both parts, ours neither.
+    arXiv 2301.07733, Algorithm 1: d_hat is a lower bound of the distance, here 1 for the tensor that goes on alone (2
+    in the SGD form, which doubles the bound). AdaGrad's package keeps both parts, ours neither.
     """
 
     def estimates(make):
@@ -390,13 +390,12 @@ def test_tensor_that_rests_does_not_raise_the_estimate(package, name, options, u
 def test_estimate_sums_inner_products(package, name, options):
     """These classes have the earlier numerator |s|^2 / A - sum of h^2 |g|^2 / A, ours the later sum of h <g, s> / A.
 
-    arXiv 2301.07733, the tighter bound of its appendix: the latter is never the smaller; the authors' DAdaptAdam and
-    DAdaptAdanIP have it too. While d is still d0 the steps are the same.
+    arXiv 2301.07733, the tighter bound of its appendix, which the authors' DAdaptAdam and DAdaptAdanIP have too: it
+    dominates the earlier one. The first steps, at d0, are the same.
     """
     earlier, reference = run(theirs(package, **options), 40)
     later, optimizer = run(ours(name, **options), 40)
     np.testing.assert_allclose(later[:2], earlier[:2], rtol=1e-12)
-    print(name, reference.param_groups[0]["d"], optimizer.param_groups[0]["d"])
     assert optimizer.param_groups[0]["d"] > 1.1 * reference.param_groups[0]["d"]
 
 
@@ -443,21 +442,25 @@ MADGRADS = [
     ids=str,
 )
 def test_lr_of_madgrad_is_taken_as_it_is(name, package, eps, options):
-    """The packages add eps to lr. arXiv 2101.11075, Algorithm 1: lambda_k = gamma sqrt(k + 1). Told lr - eps, they agree."""
+    """The packages add eps to lr, which is 0 in MirrorMADGRAD unless told otherwise; told lr - eps, they agree.
+
+    arXiv 2101.11075, Algorithm 1: lambda_k = gamma sqrt(k + 1).
+    """
     eps = options.get("eps", eps)
     points = run(ours(name, lr=0.05, **options), 200, WAVE)[0]
     way = np.abs(points - vector(parameters())).max()
     assert way > 0.1
     assert np.abs(run(theirs(package, lr=0.05, **options), 200, WAVE, plus=-eps)[0] - points).max() < 1e-12 * way
-    assert (np.abs(run(theirs(package, lr=0.05, **options), 200, WAVE)[0] - points).max() > eps * way) == (eps > 0)
+    if eps > 0:
+        assert np.abs(run(theirs(package, lr=0.05, **options), 20, WAVE)[0] - points[:20]).max() > eps * way
 
 
 @pytest.mark.parametrize("package", ["madgrad.MADGRAD", "pytorch_optimizer.MADGRAD"])
 def test_madgrad_without_momentum_keeps_its_start(package):
     """The packages then rebuild x_0 from the parameters, which decoupled weight decay has moved.
 
-    arXiv 2101.11075, Algorithm 1: z_{k+1} = x_0 - s_{k+1} / v^(1/3), x_0 being the first point; the packages with a small
-    momentum have it so.
+    arXiv 2101.11075, Algorithm 1: z_{k+1} = x_0 - s_{k+1} / v^(1/3), x_0 being the first point; with a small momentum
+    the packages have it so.
     """
 
     def to_the_limit(make):
@@ -469,8 +472,8 @@ def test_madgrad_without_momentum_keeps_its_start(package):
     assert to_the_limit(lambda **o: ours("madgrad", **o)) < 1e-9
 
 
-@pytest.mark.parametrize(("name", "package", "eps"), MADGRADS)
-def test_tensor_that_joins_late_starts_at_step_1(name, package, eps):
+@pytest.mark.parametrize(("name", "package"), [(name, package) for name, package, _ in MADGRADS])
+def test_tensor_that_joins_late_starts_at_step_1(name, package):
     """The packages count the steps of the run, so that its first step, at step 125, is cbrt(125) = 5 times too long.
 
     arXiv 2101.11075, Algorithm 1: lambda_0 = gamma. The iterates of the tensor begin when it does.
@@ -485,10 +488,17 @@ def test_tensor_that_joins_late_starts_at_step_1(name, package, eps):
             optimizer.step()
         return 1 - late.detach().numpy()
 
-    options = {"lr": 1e-3, "eps": 0.0, "momentum": 0.0}
-    right = 1e-3 if name == "mirror_madgrad" else 1e-2
+    options = {"lr": 1e-3, "eps": 0.0, "momentum": 0.5}
+    right = 0.5 * (1e-3 if name == "mirror_madgrad" else 1e-2)
     np.testing.assert_allclose(first_step(theirs(package, **options)), 5 * right, rtol=1e-12)
     np.testing.assert_allclose(first_step(ours(name, **options)), right, rtol=1e-12)
+
+
+def test_madgrad_without_eps_and_momentum_is_finite():
+    """The package rebuilds x_0 from s / v^(1/3) = 0 / 0. arXiv 2101.11075, Algorithm 1: x_0 is given."""
+    options = {"lr": 0.05, "eps": 0.0, "momentum": 0.0}
+    assert np.isnan(run(theirs("madgrad.MADGRAD", **options), 1)[0]).all()
+    assert gap(ours("madgrad", **options), theirs("pytorch_optimizer.MADGRAD", **options), schedule=WAVE) < 1e-12
 
 
 # ---------------------------------------------------------------- other steps, on purpose: dog and dowg
@@ -500,15 +510,16 @@ def test_dog_has_one_distance_for_all_groups():
     `scope="group"` gives the package's steps.
     """
 
-    def build(scope):
+    def mine(scope):
         rule = step_sizes.DoG(reps_rel=1e-2, scope=scope)
         return lambda p: untuned.compose(two_groups(p, weight_decay=0.1), directions.Gradient(), rule, decay=Coupled())
 
-    reference = lambda p: published("dog.DoG", two_groups(p, weight_decay=0.1), reps_rel=1e-2)  # noqa: E731
-    assert gap(build("model"), reference) > 0.01
-    assert gap(build("group"), reference, schedule=WAVE) < 1e-12
-    whole = lambda p: untuned.DoG(p, reps_rel=1e-2)  # noqa: E731
-    assert gap(lambda p: untuned.DoG(two_groups(p), reps_rel=1e-2), whole) < 1e-12
+    def cut(params):
+        return published("dog.DoG", two_groups(params, weight_decay=0.1), reps_rel=1e-2)
+
+    assert gap(mine("model"), cut) > 0.01
+    assert gap(mine("group"), cut, schedule=WAVE) < 1e-12
+    assert gap(lambda p: untuned.DoG(two_groups(p), reps_rel=1e-2), theirs("dog.DoG", reps_rel=1e-2)) < 1e-12
 
 
 @pytest.mark.parametrize(("package", "name", "options"), [DOG, LDOG])
@@ -531,12 +542,13 @@ def test_dog_lets_a_tensor_without_gradient_rest(package, name, options):
 def test_dowg_starts_near_and_does_not_clip(eps):
     """dowg takes 1 - eps for its eps and clips each coordinate of the gradient at 1/2.
 
-    arXiv 2305.16284, Algorithm 1: r_{-1} = r_eps, a small number, and the step is along the gradient. Told so, it agrees.
+    arXiv 2305.16284, Algorithm 1: r_{-1} = r_eps, a small number, and the step is along the gradient. Told so, it
+    agrees.
     """
     mine = ours("dowg", eps=eps)
     assert gap(mine, theirs("dowg.ScalarDoWG", eps=1 - eps, clip=math.inf)) < 1e-12
-    assert gap(mine, theirs("dowg.ScalarDoWG", eps=1 - eps)) > 1e-3
-    assert gap(mine, theirs("dowg.ScalarDoWG", eps=eps, clip=math.inf)) > 0.1
+    assert gap(mine, theirs("dowg.ScalarDoWG", eps=1 - eps), 40) > 1e-3
+    assert gap(mine, theirs("dowg.ScalarDoWG", eps=eps, clip=math.inf), 40) > 0.1
 
 
 # ---------------------------------------------------------------- other steps, on purpose: Polyak
@@ -553,13 +565,12 @@ def test_prox_sps_minimises_its_model_over_groups():
         loss = loss_of(params, 0)
         grads = torch.autograd.grad(loss, params)
         with warnings.catch_warnings(action="ignore"):  # it warns of several groups
-            y = run(lambda p: make(two_groups(p, weight_decay=0.5)), 1)[0][0]
+            y = run(lambda p: make(two_groups(p, weight_decay=0.1)), 1)[0][0]
         x, g = vector(params), torch.cat([g.flatten() for g in grads]).numpy()
-        return max(loss.item() + g @ (y - x), 0.0) + ((y - x) ** 2).sum() / 4 + 0.25 * (y[6:] ** 2).sum()
+        distance, decayed = ((y - x) ** 2).sum(), (y[6:] ** 2).sum()
+        return max(loss.item() + g @ (y - x), 0.0) + distance / (2 * 100.0) + 0.1 / 2 * decayed
 
-    assert model(theirs("momo.Momo", lr=2.0, beta=0.0)) > model(ours("prox_sps", lr=2.0)) + 1e-3
-    rng = np.random.default_rng(0)
-    print(model(theirs("momo.Momo", lr=2.0, beta=0.0)), model(ours("prox_sps", lr=2.0)))
+    assert model(theirs("momo.Momo", lr=100.0, beta=0.0)) > 1.5 * model(ours("prox_sps", lr=100.0))
 
 
 def test_alig_has_the_authors_delta():
@@ -593,7 +604,10 @@ def test_alig_has_the_authors_delta():
 
 
 def test_norm_of_the_first_gradient_is_no_float32():
-    """pytorch_optimizer rounds |g_0| of DAdaptSGD to float32 whatever the parameters are; else the steps are the same."""
+    """pytorch_optimizer rounds |g_0| of DAdaptSGD to float32 whatever the parameters are; else the steps are the same.
+
+    arXiv 2301.07733, SGD form: G = |g_0|.
+    """
     make = theirs("pytorch_optimizer.DAdaptSGD", lr=0.5, momentum=0.9)
     norm = run(make, 1)[1].param_groups[0]["g0_norm"]
     params = parameters()
@@ -601,7 +615,7 @@ def test_norm_of_the_first_gradient_is_no_float32():
     exact = float(torch.cat([p.grad.flatten() for p in params]).norm())
     assert 1e-12 < abs(norm / exact - 1) < 1e-7
     assert run(ours("dadapt_sgd"), 1)[1].param_groups[0]["g0_norm"] == pytest.approx(exact, rel=1e-14)
-    assert gap(ours("dadapt_sgd", lr=0.5, momentum=0.9), make) < 1e-5
+    assert gap(ours("dadapt_sgd", lr=0.5, momentum=0.9), make, schedule=WAVE) < 1e-5
 
 
 def test_adan_squares_its_gradients_once():
@@ -615,8 +629,8 @@ def test_adan_squares_its_gradients_once():
     options = {"d0": 1e-2, "weight_decay": 0.0}
     there = vector(parameters()) - run(theirs("pytorch_optimizer.DAdaptAdan", **options), 1)[0][0]
     here = vector(parameters()) - run(ours("dadapt_adan", **options), 1)[0][0]
-    np.testing.assert_allclose(there, 1e-2 * 0.02 / 0.1 / g, rtol=1e-5)
-    np.testing.assert_allclose(here, 1e-2 * 0.02 / 0.1 * np.sign(g), rtol=1e-5)
+    np.testing.assert_allclose(there, 1e-2 * 0.02 * g / (0.1 * g**2 + 1e-8), rtol=1e-10)
+    np.testing.assert_allclose(here, 1e-2 * 0.02 * g / (0.1 * np.abs(g) + 1e-8), rtol=1e-10)
 
 
 def test_coupled_decay_of_prodigy_enters_the_gradient():
@@ -638,39 +652,42 @@ def test_coupled_decay_of_prodigy_enters_the_gradient():
 
 @pytest.mark.parametrize(("package", "name"), [("TAM", "tam"), ("AdaTAM", "adatam")])
 def test_tam_has_one_cosine_per_tensor(package, name):
-    """pytorch_optimizer multiplies normalised columns elementwise: every coordinate has its own damping.
+    """pytorch_optimizer multiplies normalised columns elementwise, so that every coordinate has its own damping.
 
-    arXiv 2412.18790: s_t averages <m, g> / (|m| |g|), a number, m_0 = 0 and so m_1 = g / 2 up to the floor; its TAM starts
-    from m = g. For tensors of one element AdaTAM agrees.
+    arXiv 2412.18790: s_t averages <m, g> / (|m| |g|), one number, from s_0 = 0 and m_0 = 0, and m takes (1 + s_t) / 2
+    of g. For a tensor of one element AdaTAM agrees; TAM there begins at m = g, hence with 0.9 g + 0.55 g for g / 2.
     """
-    lr = 0.01
-    alone = lambda make: lambda p: make(p[2:])  # noqa: E731
-    there, here = theirs(f"pytorch_optimizer.{package}", lr=lr), ours(name, lr=lr)
+    there, here = theirs(f"pytorch_optimizer.{package}", lr=0.01), ours(name, lr=0.01)
     assert gap(here, there, 20) > 0.05
     if name == "adatam":
-        assert gap(alone(here), alone(there)) < 1e-12
-    else:
-        params = parameters()
-        loss_of(params, 0).backward()
-        g = params[2].grad.item()
-        first = [START[2][0] - run(alone(make), 1)[0][0, 0] for make in (there, here)]
-        print(np.array(first) / lr / g)
+        assert gap(lambda p: here(p[2:]), lambda p: there(p[2:])) < 1e-12
+        return
+    params = parameters()
+    loss_of(params, 0).backward()
+    first = [(START[2] - run(lambda p, make=make: make(p[2:]), 1)[0][0, 8:]).item() for make in (there, here)]
+    assert np.array(first) / params[2].grad.item() == pytest.approx([0.0145, 0.005], rel=1e-6)
 
 
 def test_adan_starts_from_zero_averages():
-    """pytorch_optimizer corrects the bias of the three averages; ours has the form of the D-Adaptation package, without.
+    """pytorch_optimizer corrects the bias of the averages; ours has the form of the D-Adaptation package, without.
 
-    arXiv 2208.06677, Algorithm 1, starts them at g_0, 0 and g_0^2, so that its first step is lr, as with the correction;
-    ours is (1 - beta1) / sqrt(1 - beta3) of that.
+    arXiv 2208.06677, Algorithm 1, is on its side: it starts the averages at g_0 and g_0^2, so that the first step is
+    lr. Ours is (1 - beta1) / sqrt(1 - beta3) of that, as is the package's.
     """
     params = parameters()
     loss_of(params, 0).backward()
-    signs = torch.cat([p.grad.flatten() for p in params]).sign().numpy()
-    make = lambda p: untuned.compose(p, directions.Adan(), step_sizes.Fixed(1e-2), decay=Decoupled(0.0))  # noqa: E731
-    there = vector(parameters()) - run(theirs("pytorch_optimizer.Adan", lr=1e-2), 1)[0][0]
-    here = vector(parameters()) - run(make, 1)[0][0]
-    np.testing.assert_allclose(there, 1e-2 * signs, rtol=1e-5)
-    np.testing.assert_allclose(here, 1e-2 * 0.02 / 0.1 * signs, rtol=1e-5)
+    g = torch.cat([p.grad.flatten() for p in params]).numpy()
+
+    def first(make):
+        return vector(parameters()) - run(make, 1)[0][0]
+
+    def mine(params):
+        return untuned.compose(params, directions.Adan(), step_sizes.Fixed(1e-2), decay=Decoupled(0.0))
+
+    full, small = 1e-2 * g / (np.abs(g) + 1e-8), 1e-2 * 0.02 * g / (0.1 * np.abs(g) + 1e-8)
+    np.testing.assert_allclose(first(theirs("pytorch_optimizer.Adan", lr=1e-2)), full, rtol=1e-10)
+    np.testing.assert_allclose(first(theirs(ADAN_IP, d0=1e-2, weight_decay=0.0)), small, rtol=1e-10)
+    np.testing.assert_allclose(first(mine), small, rtol=1e-10)
 
 
 # ---------------------------------------------------------------- other steps, on purpose: all of them
@@ -693,22 +710,30 @@ def test_adan_starts_from_zero_averages():
     ],
 )
 def test_nan_gradient_does_not_end_the_run(package, name, options):
-    """In the packages the weights are lost. No paper says what to do; ours goes on as if the step had not been."""
+    """In the packages the weights are lost, or never move again (Lion), or an assertion fails (DoG).
 
-    def after(make, poisoned):
+    No paper says what to do; ours goes on as if that step had not been.
+    """
+
+    def points(make, poisoned):
         params = parameters()
         optimizer = make(params)
         for k in range(10):
+            if k == 5:
+                before = vector(params)
             if k == 5 and poisoned:
                 for p in params:
                     p.grad = torch.full_like(p, math.nan)
                 optimizer.step(lambda: torch.tensor(1.0))
             step(optimizer, params, k)
-        return vector(params)
+        return before, vector(params)
 
-    assert np.isnan(after(theirs(package, **options), poisoned=True)).any()
+    fails = pytest.raises(AssertionError, match="strictly positive")
+    with fails if package.startswith("dog.") else contextlib.nullcontext():
+        before, after = points(theirs(package, **options), poisoned=True)
+        assert np.isnan(after).any() or np.array_equal(after, before)
     mine = ours(name, **options)
-    np.testing.assert_array_equal(after(mine, poisoned=True), after(mine, poisoned=False))
+    np.testing.assert_array_equal(points(mine, poisoned=True), points(mine, poisoned=False))
 
 
 @pytest.mark.parametrize(("package", "name", "options"), [SGD, ADAGRAD, MADGRAD, MIRROR, DOG, LDOG])

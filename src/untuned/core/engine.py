@@ -163,7 +163,8 @@ class Optimizer(torch.optim.Optimizer):
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
         for p in group["params"]:
-            state.create_slots(self, p, group)
+            if p.requires_grad:  # the frozen part of a model costs nothing until it is trained
+                state.create_slots(self, p, group)
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum")}
@@ -267,6 +268,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         return ids.to(self.device, torch.int64)
 
+    @torch._disable_dynamo  # as torch.optim does: a compiled training loop calls the kernels as they are
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -312,6 +314,8 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for p in takes_part(group):
                     check_gradient(self._title, p)
+                    if not self.state[p]:
+                        state.create_slots(self, p, group)
                     state.follow_parameter(self, p)
             buckets = arrange(self.param_groups, self.state)
             self._arranged = now, buckets
@@ -484,12 +488,16 @@ class Optimizer(torch.optim.Optimizer):
         """
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
-            t, rho = (self._largest(group, key) for key in ("step", "rho" if self.corrects else "step"))
+            trained = [p for p in group["params"] if p in self.state]
+            params, states = group["params"], [self.state[p] for p in trained]
+            found["lr_effective" if i == 0 else f"lr_effective_{i}"] = 0.0
+            if not trained:
+                continue
+            t, rho = (self._largest(states, key) for key in ("step", "rho" if self.corrects else "step"))
             rho = torch.where(t > 0, rho, 1.0)
-            params, states = group["params"], [self.state[p] for p in group["params"]]
             t = t.clamp(min=1.0).reshape(1)
             used = group | {"lr": self.before.get(id(params), group)["lr"]}  # a schedule may have moved on since
-            bucket = Bucket(used, params, states, [0], self.device, (), None, t, (rho,))
+            bucket = Bucket(used, trained, states, [0], self.device, (), None, t, (rho,))
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):
@@ -499,9 +507,9 @@ class Optimizer(torch.optim.Optimizer):
         first = self.param_groups[0]
         for part in self.parts.values():
             for n in part.numbers().values():
-                if part.per_tensor(n):
+                if part.per_tensor(n) and self.state:
                     found[n.key] = torch.stack([self.state[p][n.key].to(self.device) for p in self.state]).mean()
-                elif first[n.key].dim() == 0:
+                elif not part.per_tensor(n) and first[n.key].dim() == 0:
                     found[n.key] = first[n.key]
         found |= {"steps": first["steps"], "skipped": first["skipped"]}
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
@@ -512,8 +520,8 @@ class Optimizer(torch.optim.Optimizer):
                 warnings.warn(text, stacklevel=2)
         return values
 
-    def _largest(self, group: Group, key: str) -> torch.Tensor:
-        return torch.stack([self.state[p][key].to(self.device) for p in group["params"]]).double().max()
+    def _largest(self, states: list[dict[str, torch.Tensor]], key: str) -> torch.Tensor:
+        return torch.stack([held[key].to(self.device) for held in states]).double().max()
 
     def __repr__(self) -> str:
         running = "reference" if self.execution == "reference" or not native_available else "native"

@@ -74,7 +74,7 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
         held[key] = torch.full_like(_seen(opt, p, key), first, dtype=slot_dtype(opt, p))
     for part, n in _numbers(opt, per_tensor=True):
         held[n.key] = _first(group, part, n, p.device)
-    opt.state[p] = held
+    opt.state[p].update(held)
 
 
 def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
@@ -192,6 +192,6 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
             opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)
     for group in opt.param_groups:
         for p in group["params"]:
-            if "step" not in opt.state[p]:
+            if p.requires_grad and "step" not in opt.state[p]:
                 create_slots(opt, p, group)
     tie_numbers(opt)

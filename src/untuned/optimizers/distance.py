@@ -172,9 +172,9 @@ class DAdaptAdaGrad(Optimizer):
 class DAdaptLion(Optimizer):
     """D-Adaptation (arXiv 2301.07733) with Lion, as the released package has it; its signature, plus scale_average.
 
-    Its authors find it weaker than the Adam form; `scale_average=False` mends what we think is the reason. The
-    mathematics, and what differs, stand in `untuned.step_sizes.DAdaptationLion`; weight decay is decoupled. Sweeps: 2.
-    Slots: 2.
+    Its authors find it weaker than the Adam form, and the estimate can run away, in the released package too:
+    `freeze_after` ends its growth. `scale_average=False` keeps small estimates out of Lion's average. The mathematics,
+    and what differs, stand in `untuned.step_sizes.DAdaptationLion`; weight decay is decoupled. Sweeps: 2. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))

@@ -77,7 +77,7 @@ class ProdigyDA(StepSize):
     needs: ClassVar[frozenset[str]] = _NEEDS
     d = number("d0")
     S = number(0.0, key="grad_norm_sq_sum", each=True)
-    gamma = number(0.0, each=True)  # of each tensor's own last step, which a pause does not change
+    gamma = number(0.0, key="last_gamma", each=True)  # of each tensor's own last step, which a pause does not change
     r = number(0.0, key="d_numerator", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:

@@ -62,8 +62,9 @@ class DAdaptationLion(StepSize):
         x <- x - h u                                              d from before
 
     While d is small, so is the average: Lion then follows the sign of the gradient, and its authors report that it
-    learns worse than the Adam form. `scale_average=False` leaves the average as it is, which mends that. Groups and r
-    as in `DAdaptation`. Needs the direction's `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
+    learns worse than the Adam form. `scale_average=False` leaves the average as it is. Either way d can run away, in
+    the released package too: `freeze_after` ends its growth. Groups and r as in `DAdaptation`. Needs the direction's
+    `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
