@@ -270,6 +270,37 @@ def test_method_follows_its_oracle(name, setting, execution):
             assert largest(values, scalars[key]) <= 1e-10 * largest(scalars[key], 0.0), key
 
 
+@pytest.mark.parametrize("execution", ["reference", "auto"])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_mechanize_follows_its_oracle(base, scope, execution):
+    options = {"lr": 0.5, "weight_decay": 0.1, "s_init": 1e-3}
+    options |= {"momentum": 0.9} if base == "sgd" else {}
+    theirs, scalars = oracles.mechanize(START, problem, STEPS, base=base, scope=scope, **options)
+    params = [torch.tensor(a, requires_grad=True) for a in START]
+    adam, decay = base == "adamw", {"weight_decay": 0.1}
+    optimizer = untuned.compose(
+        params,
+        untuned.directions.Adam() if adam else untuned.directions.Momentum(0.9),
+        untuned.step_sizes.Fixed(0.5),
+        untuned.iterates.Mechanize(s_init=1e-3, scope=scope),
+        untuned.weight_decay.Decoupled(**decay) if adam else untuned.weight_decay.Coupled(**decay),
+        execution=execution,
+    )
+    points = []
+    for k in range(1, STEPS + 1):
+        _, grads = problem([p.detach().numpy() for p in params], k)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+        points.append([p.detach().clone().numpy() for p in params])
+    way = largest(vector(theirs), vector([START]))
+    assert way > 1e-3
+    assert largest(vector(points), vector(theirs)) <= 1e-10 * way
+    if scope == "model":
+        assert optimizer.metrics()["mechanic_S"] == pytest.approx(scalars["S"][-1], rel=1e-10)
+
+
 @pytest.mark.parametrize("name", untuned.list())
 def test_every_setting_says_something_of_its_own(name):
     points = [vector(run_oracle(name, setting)[0]) for setting in SETTINGS[name]]

@@ -17,7 +17,7 @@ class Adan(Direction):
         v <- beta3 v + (1 - beta3) b (g + beta2 D)^2
         u  = (m + beta2 n) / (sqrt(v) + sqrt(b) eps)
 
-    Slots: 4.
+    Differs from the paper in that the averages start at 0, not at the first gradient. Slots: 4.
     """
 
     betas: tuple[float, float, float] = hyper(default=(0.98, 0.92, 0.99), within="[0, 1)")

@@ -100,7 +100,7 @@ class DAdaptAdam(Optimizer):
 
 
 class DAdaptSGD(Optimizer):
-    """D-Adaptation with SGD: arXiv 2301.07733, Algorithm 4, signature of dadaptation.
+    """D-Adaptation with SGD: arXiv 2301.07733, Algorithm 3 (first version), signature of dadaptation.
 
     Leave lr at 1 and put a schedule on it. momentum averages the iterates; weight decay is coupled. The mathematics,
     and what differs from the released package, stand in `untuned.step_sizes.DAdaptationSGD`. Sweeps: 2. Slots: 1, 2

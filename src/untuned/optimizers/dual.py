@@ -49,7 +49,8 @@ class MADGRAD(Optimizer):
     lr must be swept anew, not taken from Adam or SGD (2.5e-4 to 2.5e-2 in the paper); weight decay is often best at 0.
     The mathematics stand in `untuned.directions.CubeRootDA`, `untuned.step_sizes.MADGRAD` and
     `untuned.iterates.FromStart`. Differs from the released package in that it adds eps to lr there (pass lr + eps), in
-    that its counter is kept per tensor, and in the slot x0 without momentum. Sweeps: 1. Slots: 3.
+    that its counter is kept per tensor, and in the slot x0 without momentum, where decoupled weight decay is forgotten
+    at the next step (the package then decays x0 too). Sweeps: 1. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))

@@ -10,7 +10,7 @@ from untuned.core.place import Place, dot, each, maximum, minimum, norm1, ratio,
 
 
 class DAdaptationSGD(StepSize):
-    """D-Adaptation for SGD: arXiv 2301.07733, Algorithm 4, factor 2 as in the released package.
+    """D-Adaptation for SGD: arXiv 2301.07733, Algorithm 3 (first version), factor 2 as in the released package.
 
         r <- r + d top <g, s>;   s <- s + d lr g;   G = |g| of the first step
         d_hat = 2 r / (G |s|)                                 no change while that is 0 / 0
