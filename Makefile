@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-parity replay check format clean
+.PHONY: demo test test-slow test-distributed test-parity replay check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/untuned compare --out demo
@@ -20,6 +20,9 @@ check: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+test-distributed: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed -m "slow or not slow"
 
 test-parity: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"

@@ -53,7 +53,9 @@ def test_notes_cover_every_method_and_option_and_nothing_else() -> None:
 
 
 def test_study_covers_every_method_at_its_default_lr() -> None:
-    runs = {(r.task, f"{r.epochs:g}", r.method, f"{r.lr:g}", str(r.seed)) for r in method_study.study(untuned.list()).runs()}
+    runs = {
+        (r.task, f"{r.epochs:g}", r.method, f"{r.lr:g}", str(r.seed)) for r in method_study.study(untuned.list()).runs()
+    }
     rows = {tuple(row[key] for key in ("task", "epochs", "method", "lr", "seed")) for row in method_study.read()}
     assert rows == runs, "run: python scripts/method_study.py " + " ".join(sorted({run[2] for run in rows ^ runs}))
     for name in untuned.list():

@@ -22,6 +22,9 @@ UPHILL = {  # allowed cells that reduce the loss at no lr, and why
     ("AdaTAM", "GradaGrad", "PrimalAverage"): "gamma grows until gradients turn, which two averages in a row delay",
     ("Adam", "GradaGrad", "PrimalAverage"): "as with AdaTAM",
     ("Lion", "GradaGrad", "PrimalAverage"): "as with AdaTAM",
+    ("AdaGradDA", "GradaGrad", "PrimalAverage"): "as with AdaTAM; a sum of gradients is momentum without an end",
+    ("CubeRootDA", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
+    ("DualAverage", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
 }
 
 # Five samples, five weights: mean of (row x - target)^2 / 2, whose Hessian has condition number 3 and couples all.

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import untuned
@@ -72,10 +73,10 @@ SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
 
 
-def network() -> nn.Module:
+def network(width: int = 3) -> nn.Module:
     """Over two processes the first layer has shards of 2 and 1 rows, the last of 1 and none."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1)).double()
 
 
 def loss_on(model: nn.Module, k: int, rows: slice) -> Tensor:
@@ -169,6 +170,36 @@ def mixed(rank: int, name: str) -> dict[str, Any]:
             p.grad = distribute_tensor(q.grad, mesh, p.placements) if isinstance(p, DTensor) else q.grad
         optimizer.step(loss=loss)
     return {"end": vector(model), "metrics": optimizer.metrics()}
+
+
+WIDTHS = {"ddp": 3, "fsdp": 3, "hsdp": 3, "tensor parallel": 4}  # torch splits columns evenly only
+LAYOUTS = list(WIDTHS)
+
+
+def laid_out(rank: int, name: str, layout: str) -> dict[str, Any]:
+    """Four processes: shards in all of them, two replicas of two shards, columns by rows, or data parallel."""
+    rows, group = slice(rank, None, 4), "world"
+    model = network(WIDTHS[layout])
+    if layout == "ddp":
+        wrapped: nn.Module = DistributedDataParallel(model)
+    elif layout == "fsdp":  # the first layer has shards of 1, 1, 1 and 0 rows
+        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
+    elif layout == "hsdp":
+        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards")))
+    else:  # tensor parallel inside, sharded data parallel outside
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "columns"))
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(model, mesh["columns"], plan)
+        wrapped = fully_shard(model, mesh=mesh["data"])
+        rows = slice(rank // 2, None, 2)
+        group = mesh["data"].get_group()  # the ranks of one column see different data, those of one row the same
+    optimizer = untuned.create(model, name, loss_group=group, **OPTIONS[name])
+    train(wrapped, optimizer, range(STEPS), rows)
+    return {"end": vector(model), "metrics": optimizer.metrics()}
+
+
+def every_layout(rank: int, folder: Path) -> dict[str, Any]:
+    return {f"{layout} {name}": laid_out(rank, name, layout) for layout in LAYOUTS for name in OPTIONS}
 
 
 def every_scenario(rank: int, folder: Path) -> dict[str, Any]:

@@ -38,11 +38,11 @@ class EngineOptions(TypedDict, total=False):
     maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step where a gradient, its
     square, or the loss that the method reads is not finite, and count it in `metrics()["skipped"]`; costs one read of
     the gradients. slot_dtype: the dtype of slots (default: float32 for float16 and bfloat16 parameters, else the
-    parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default), or None for
-    one that is already averaged. kahan_sum: keep what rounding takes from float16 and bfloat16 parameters in a slot, so
-    that small steps add up (default None: for methods that measure how far the parameters moved). execution:
-    "reference" runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where
-    they exist.
+    parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default; with tensor
+    parallelism give the data-parallel group), or None for one that is already averaged. kahan_sum: keep what rounding
+    takes from float16 and bfloat16 parameters in a slot, so that small steps add up (default None: for methods that
+    measure how far the parameters moved). execution: "reference" runs the verbs as written, "native" as compiled
+    kernels (needs numba), "auto" (default) as kernels where they exist.
     """
 
     maximize: bool

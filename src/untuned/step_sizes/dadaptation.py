@@ -49,7 +49,7 @@ class DAdaptation(StepSize):
         return self._step(x, x.d, x.lr), 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        agreement = x.a * dot(x.g, x.s / x.old.scale)
+        agreement = x.a * dot(x.g, ratio(x.s, x.old.scale))
         x.s = x.beta3 * x.s + (1 - x.beta3) * self._step(x, x.d, x.top) * x.g
         return each(agreement), x.lr / x.top * norm1(x.s)
 

@@ -34,7 +34,7 @@ class DAdaptationAdaGrad(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit = x.lr / x.top
-        return each(x.a * x.a / unit * dot(x.g, x.g / x.scale)), dot(x.m, x.u) / unit, norm1(x.m)
+        return each(x.a * x.a / unit * dot(x.g, ratio(x.g, x.scale))), dot(x.m, x.u) / unit, norm1(x.m)
 
     def decide(self, c: Place, step: Any, mu: Any, m1: Any) -> None:
         c.Q = c.Q + step

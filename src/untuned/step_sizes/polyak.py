@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt
+from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt, where
 
 _NEEDS = frozenset({"loss"})
 
@@ -47,7 +47,7 @@ class DecSPS(StepSize):
     """Decreasing SPS: arXiv 2205.04583, equation 9, which converges to the solution without interpolation.
 
         c_k = c0 sqrt(k)                                                   k from 1
-        cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is 0
+        cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is not above 0
         x   <- x - cap / c_k lr u
 
     Weight decay and needs as in `SPS`. Sweeps: 2. Slots: none.
@@ -64,7 +64,8 @@ class DecSPS(StepSize):
         return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        c.cap = minimum(c.cap, maximum(c.loss + decay - c.lb, 0.0) / slope)
+        gap = maximum(c.loss + decay - c.lb, 0.0)
+        c.cap = where(slope > 0, minimum(c.cap, gap / where(slope > 0, slope, 1.0)), c.cap)
         c.theta = c.cap / (c.c0 * sqrt(c.k))
 
     def size(self, x: Place) -> tuple[Any, Any]:

@@ -12,6 +12,8 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
 
+from untuned.study.check import check
+
 if TYPE_CHECKING:
     from untuned.study.config import Study
     from untuned.study.store import Store
@@ -173,6 +175,9 @@ def bench(
     print(f"report: {page}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
+
+
+app.command()(check)
 
 
 @app.command()

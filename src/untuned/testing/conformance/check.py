@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-class Harm(Exception):
+class Harm(Exception):  # noqa: N818, not an error of the program
     """The check failed; the message is one sentence about what a user of the optimizer would suffer."""
 
 
-class DoesNotApply(Exception):
+class DoesNotApply(Exception):  # noqa: N818
     """The optimizer does not offer what the check is about; the message says what."""
 
 

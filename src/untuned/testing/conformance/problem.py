@@ -1,4 +1,4 @@
-"""The small problem of all checks: a net of six tensors that can be sharded unevenly, and its batches."""
+"""The small problem of all checks: a net of six tensors and its batches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ ROWS = 6
 ALL = slice(None)
 
 
-def net(dtype: torch.dtype = torch.float64) -> nn.Module:
+UNEVEN, EVEN = (5, 4, 1), (4, 4, 2)
+
+
+def net(dtype: torch.dtype = torch.float64, widths: tuple[int, int, int] = UNEVEN) -> nn.Module:
     """Three layers, 49 numbers; over two processes the first has shards of 3 and 2 rows, the last of 1 and none."""
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+    a, b, c = widths
+    model = nn.Sequential(nn.Linear(3, a), nn.Tanh(), nn.Linear(a, b), nn.Tanh(), nn.Linear(b, c)).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / 2)

@@ -25,7 +25,7 @@ CAPABILITIES = {
     "needs_closure": "step() does not work without a closure",
     "modes": "train() and eval() exist, and a step is taken in training mode",
 }
-_CALLS = ({}, {"needs_loss": True}, {"needs_loss": True, "sample_ids": True}, {"needs_closure": True})
+_NEEDS = ({}, {"needs_loss": True}, {"needs_loss": True, "sample_ids": True}, {"needs_closure": True})
 
 
 class TargetError(ValueError):
@@ -90,15 +90,15 @@ class Target:
         found = {"loss": "loss" in taken, "closure": "closure" in taken}
         found["modes"] = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
         errors: list[str] = []
-        for call in _CALLS:
-            attempt = dataclasses.replace(self, declared=dict.fromkeys(CAPABILITIES, False) | found | call)
-            attempt = dataclasses.replace(self, declared={**attempt.declared, **self.declared})
+        for needs in _NEEDS:  # the least that a step can do with
+            capabilities = dict.fromkeys(CAPABILITIES, False) | found | needs | dict(self.declared)
+            attempt = dataclasses.replace(self, declared=capabilities | {"loss": capabilities["needs_loss"]})
             try:
-                attempt.train(model := net(), attempt.build(model.parameters()), range(1))
+                attempt.train(model := net(), attempt.build(model), range(1))
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}")
             else:
-                return attempt
+                return dataclasses.replace(self, declared=capabilities)
         raise TargetError(f"{self.name} cannot do a step: {errors[0]}")
 
     def can(self, capability: str) -> bool:
@@ -122,7 +122,7 @@ class Target:
 
     def arguments(self, loss: Any, rows: slice = ALL) -> dict[str, Any]:
         """What `step` gets beside a closure."""
-        given = {"loss": loss} if self.can("loss") or self.can("needs_loss") else {}
+        given = {"loss": loss} if self.can("loss") else {}
         return given | ({"sample_ids": torch.arange(ROWS)[rows]} if self.can("sample_ids") else {})
 
     def step(self, optimizer: Any, loss: Any, rows: slice = ALL) -> Any:

@@ -91,8 +91,10 @@ def named_parameters(target: Target) -> None:
 def prints_nothing(target: Target) -> None:
     """Nothing is printed."""
     text = io.StringIO()
+    decays = target.make(net()).param_groups[0].get("weight_decay") is not None
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        target.train(model := net(), target.build(model.parameters()), range(3))
+        for options in ({}, {"weight_decay": 0.01}) if decays else ({},):
+            target.train(model := net(), target.build(model, **options), range(3))
     if text.getvalue():
         raise Harm(f"it prints, on every rank: {text.getvalue().strip().splitlines()[0][:60]!r}")
 
