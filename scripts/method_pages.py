@@ -247,7 +247,11 @@ def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
     slots, half = Slots.of(optimizer), Slots.of(build(method, torch.bfloat16))
     reads = [word for word, key in (("the loss", "loss"), ("the sample ids", "sample_ids")) if needs(method, key)]
     modes = "modes" in optimizer.parts["iterate"].gives
-    extra = [f"; {_bytes(o.slots)} with `{o.name}={o.other!r}`" for o in described(method) if o.slots != slots]
+    extra = [
+        f"; {_bytes(o.slots) if o.slots.keys != slots.keys else f'{o.slots.bytes:g} bytes'} with `{o.name}={o.other!r}`"
+        for o in described(method)
+        if o.slots != slots
+    ]
     rows = [
         ("sweeps over the parameters in a step", str(sweeps(method))),
         ("slots, float32", _bytes(slots) + "".join(extra)),
@@ -303,6 +307,10 @@ def _rows() -> list[method_study.Row]:
     return method_study.read()
 
 
+def _standings() -> list[tuple[str, ...]]:
+    return method_study.summary(method_study.standings(_rows()))
+
+
 @cache
 def _sensitivity(name: str) -> Sensitivity:
     return Sensitivity.of(name, _rows(), _task().chance)
@@ -342,9 +350,16 @@ def index(methods: Sequence[Method]) -> str:
         f"The pictures are of {_task().title}, {method_study.EPOCHS} epochs, batch {_task().batch_size}, constant lr, "
         "every other option at its default: seven learning rates from a hundredth of the default to a hundred times, "
         f"{method_study.SEEDS} seeds each. They show how a method depends on lr on a task that takes a second. They do "
-        "not rank methods: no schedule, one small network, and the best lr is chosen on the data it is measured on. A "
-        "run that diverged, or ended worse than chance, counts as chance. The grey curve is `adamw` around its own "
-        "default, and the dotted line `adamw` at its best. `python scripts/method_study.py` trains all again.",
+        f"not rank methods: no schedule, one small network, {method_study.SEEDS} seeds, and the best lr is chosen on "
+        "the data it is measured on, 1,000 images, of which the binomial standard error is 1.2 points. A run that "
+        "diverged, or ended worse than chance, counts as chance. The grey curve is `adamw` around its own default, and "
+        "the dotted line `adamw` at its best. `python scripts/method_study.py` trains all again. Which to use, and what "
+        "schedules change: [guide](../guide.md).",
+        "![All methods: accuracy at the default and at the best lr, and the range of lr that is as good](overview.png)",
+        "Accuracies are medians in per cent, in brackets the range of the seeds; differences are points, to `adamw` at "
+        "its best lr. Decades are those of the unbroken range of lr around the best; ≥ where it goes to the end of the "
+        "grid.",
+        _table(method_study.HEAD, [(f"[`{name}`]({name}.md)", *rest) for name, *rest in _standings()]),
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -29,7 +29,7 @@ from rich.console import Console
 import untuned
 from untuned.study import results, tasks
 from untuned.study.charts import INK, decades, power
-from untuned.study.config import MethodSpec, Study, resolve
+from untuned.study.config import MethodSpec, Study, label, resolve
 from untuned.study.live import Live
 from untuned.study.stats import Floats, Plateau, plateau
 from untuned.study.store import Store
@@ -39,6 +39,7 @@ OUT = Path(__file__).parents[1] / "docs" / "methods"
 TASK, EPOCHS, SEEDS = "fashion-mlp", 20, 3
 FACTORS = tuple(10 ** (i * 2 / 3) for i in range(-3, 4))  # of the default lr
 REFERENCE = "adamw"
+FLOOR = 0.6  # the overview writes lower metrics as numbers
 GREY, ORANGE, BLUE = "#7F7F7F", "#D55E00", "#0072B2"  # the colours after Okabe and Ito
 _INKED = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
 COLUMNS = ("task", "epochs", "method", "lr", "seed", "metric", "value", "status")
@@ -56,7 +57,7 @@ def study(methods: Sequence[str], task: str = TASK, epochs: float = EPOCHS, seed
 
 def rows(store: Store) -> list[Row]:
     """A row of the CSV for every run of a finished study. Raises RuntimeError if one crashed."""
-    [task] = store.study.tasks
+    metrics = {task.name: task.metric for task in store.study.tasks}
     ledger = {row["run"]: row for row in store.runs().to_pylist()}
     for row in ledger.values():
         if row["status"] == "crashed":
@@ -64,10 +65,19 @@ def rows(store: Store) -> list[Row]:
     found = []
     for end in results.load(store.folder).finished:
         run = end.run
-        values = (task.name, f"{task.epochs:g}", run.method, f"{run.lr:g}", str(run.seed), task.metric)
+        method = label(run.method, run.options)
+        values = (run.task, f"{run.epochs:g}", method, f"{run.lr:g}", str(run.seed), metrics[run.task])
         value = "" if end.diverged else f"{end.value:.6g}"
         found.append(dict(zip(COLUMNS, (*values, value, ledger[run.id]["status"]), strict=True)))
-    return sorted(found, key=lambda row: (row["method"], float(row["lr"]), int(row["seed"])))
+    return sorted(found, key=lambda row: (row["task"], row["method"], float(row["lr"]), int(row["seed"])))
+
+
+def train(asked: Study, workers: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder), asked)
+        with Live(store, workers, False, Console()) as view:
+            sweep(store, workers, view)
+        return rows(store)
 
 
 def read(path: Path = OUT / "study.csv") -> list[Row]:
@@ -147,7 +157,7 @@ HEAD = (
 )  # fmt: skip
 
 
-def table(found: Sequence[Sensitivity]) -> list[tuple[str, ...]]:
+def summary(found: Sequence[Sensitivity]) -> list[tuple[str, ...]]:
     """A row for every method, in the columns of `HEAD`: accuracies in per cent, differences in points."""
     tuned = next(float(s.medians[s.best]) for s in found if s.method == REFERENCE)
     lines = []
@@ -225,16 +235,20 @@ def draw_overview(path: Path, found: Sequence[Sensitivity], label: str) -> None:
         metric, width = figure.subplots(1, 2, sharey=True)
         at_default = np.array([s.finals[s.default] for s in found])
         metric.hlines(y, at_default.min(1), at_default.max(1), color=BLUE, lw=2.2, alpha=0.4)
-        default = metric.plot(np.median(at_default, axis=1), y, "o", color=BLUE, ms=5, label="at the default lr")
-        best = metric.plot(
-            [s.medians[s.best] for s in found], y, "D", mfc="none", color=ORANGE, ms=5, label="at the best of 7 lrs"
-        )
+        medians = np.array([(s.medians[s.default], s.medians[s.best]) for s in found])
+        medians[medians < FLOOR] = np.nan
+        default = metric.plot(medians[:, 0], y, "o", color=BLUE, ms=5, label="at the default lr")
+        best = metric.plot(medians[:, 1], y, "D", mfc="none", color=ORANGE, ms=5, label="at the best of 7 lrs")
         line = metric.axvline(tuned, color=GREY, lw=1.2, ls=":", label=f"{REFERENCE} at its best lr")
-        metric.axvline(found[0].chance, color=INK, lw=0.8, ls=(0, (1, 3)))
-        metric.annotate("chance", (found[0].chance, 1), (3, -8), xycoords=("data", "axes fraction"),
-                        textcoords="offset points", fontsize=8)  # fmt: skip
+        metric.set_xlim(FLOOR, max(s.finals.max() for s in found) + 0.01)
+        for i, s in zip(y, found, strict=True):
+            ends = {"default": float(s.medians[s.default]), "best": float(s.medians[s.best])}
+            low = ", ".join(f"{what} {100 * value:.1f}" for what, value in ends.items() if value < FLOOR)
+            if low:
+                metric.annotate(f"◂ {low}", (FLOOR, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
         metric.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
-        metric.set_xlabel(f"{label},\nmedian of n = {seeds} seeds; blue bars: their range")
+        metric.set_xlabel(f"{label},\nmedian of n = {seeds} seeds; bars: range at the default")
+        metric.set_ylabel("method, best at its default lr first")
         metric.set_yticks(y, [s.method for s in found])
         metric.set_ylim(len(found) - 0.4, -0.6)
         for i, s in zip(y, found, strict=True):
@@ -252,7 +266,7 @@ def draw_overview(path: Path, found: Sequence[Sensitivity], label: str) -> None:
         width.set_xlim(FACTORS[0] / 2.2, FACTORS[-1] * 2.2)
         width.xaxis.set_minor_locator(NullLocator())
         width.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
-        width.set_xlabel("lrs within 1 point of the best, as multiples of the default\n(arrow: as far as was tried)")
+        width.set_xlabel("lr within 1 point of the best, in units of\nthe default (arrow: as far as was tried)")
         width.tick_params(axis="y", length=0)
         for ax in (metric, width):
             ax.grid(alpha=0.2, lw=0.6)
@@ -279,14 +293,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.table:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([HEAD, *table(standings(read()))])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([HEAD, *summary(standings(read()))])
         return 0
     if not asked.draw:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store.create(Path(folder), study(asked.methods or untuned.list()))
-            with Live(store, asked.workers, False, Console()) as view:
-                sweep(store, asked.workers, view)
-            merge(OUT / "study.csv", rows(store))
+        merge(OUT / "study.csv", train(study(asked.methods or untuned.list()), asked.workers))
     draw_all(read())
     return 0
 

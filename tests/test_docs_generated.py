@@ -1,16 +1,19 @@
 """The generated pages are those that the code would write now, and the study behind their pictures is complete."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import untuned
 from untuned.study.config import Run, Study
 from untuned.study.runner import Result
+from untuned.study.stats import Plateau
 from untuned.study.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +174,19 @@ def test_a_study_becomes_rows_and_a_picture(tmp_path: Path) -> None:
     assert mine.finals[0].tolist() == [0.1, 0.1, 0.1]  # worse than chance counts as chance
     assert (mine.medians[-1], mine.medians[3]) == (0.5, pytest.approx(0.1)) and reference.medians[0] == 0.81
     assert mine.diverged.tolist() == [0, 0, 0, 0, 0, 0, 1]
-    method_study.draw(tmp_path / "sgd.png", mine, reference, 0.1, "validation accuracy (%)")
+    assert (mine.best, mine.default, reference.best, reference.default) == (5, 3, 0, 3)
+    assert reference.within(0.01) == Plateau(1e-5, 0.1, open_low=True, open_high=True)
+    assert mine.within(0.02, of=0.81) is None  # never comes so far
+    assert dataclasses.replace(mine, finals=np.full((7, 3), 0.1)).within(0.01) is None  # learned nothing
+    assert method_study.summary(method_study.standings(rows)) == [
+        ("adamw", "81.0 (80.0 to 82.0)", "0.001", "+0.0", "81.0", "1e-05", "+0.0",
+         "≥ 4.0", "≥ 4.0", "≥ 4.0", "0 of 21"),
+        ("sgd", "10.0 (10.0 to 10.0)", "0.001", "-71.0", "51.0", "0.0215", "-30.0", "≥ 0.7", "≥ 0.7", "0", "1 of 21"),
+    ]  # fmt: skip
+    method_study.draw_overview(tmp_path / "overview.png", method_study.standings(rows), "validation accuracy (%)")
+    with Image.open(tmp_path / "overview.png") as overview:
+        assert overview.size == (902, 220)
+    method_study.draw(tmp_path / "sgd.png", mine, reference, "validation accuracy (%)")
     colors = Image.open(tmp_path / "sgd.png").convert("RGB").getcolors()
     assert colors and {(213, 94, 0), (127, 127, 127)} <= {_near(color) for _, color in colors}
 

@@ -48,7 +48,7 @@ from untuned.optimizers import (
     compose,
 )
 from untuned.registry import create, get
-from untuned.registry import names as list
+from untuned.registry import names as list  # noqa: F401  (not in __all__: a star import would hide the builtin)
 
 __all__ = [
     "ALIG",
@@ -98,7 +98,6 @@ __all__ = [
     "directions",
     "get",
     "iterates",
-    "list",
     "migrate",
     "schedules",
     "step_sizes",

@@ -286,7 +286,7 @@ def _copy_by_name(run: _Run, new: State, name: str, tensor: list[str], group: li
         run.groups.append((theirs, ours))
         for p, i, j in zip(built["params"], theirs["params"], ours["params"], strict=True):
             held = {key: v for key, v in saved["state"].get(i, {}).items() if v is not None}
-            if held:
+            if held and j in new["state"]:  # a parameter that is frozen here keeps no state
                 require(f"the state of parameter {i}", held, always, set(names))
                 copied = {"step": theirs.get("k")} | {names[key]: v for key, v in held.items()}
                 new["state"][j].update({key: v for key, v in copied.items() if key in new["state"][j]})

@@ -25,7 +25,7 @@ class Coupled(WeightDecay):
 
 
 class Decoupled(WeightDecay):
-    """w <- w - size u - rate lambda p, p being the weights where the gradient was taken, as in AdamW."""
+    """w <- w - size u - rate lambda p, p being the weights where the gradient was taken (or those of an average)."""
 
     weight_decay: float = hyper(default=0.0, within="[0, inf)")
 

@@ -86,7 +86,7 @@ def signature(groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Te
         for p in takes_part(group):
             g: Any = p.grad
             strides = g.stride() if g.layout == torch.strided else None
-            found += [id(p), id(states[p]), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides, g.is_neg()]
+            found += [id(p), id(states.get(p)), p.device, p.dtype, p.shape, p.stride(), g.dtype, strides, g.is_neg()]
     return found
 
 

@@ -35,14 +35,14 @@ ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "dec
 class EngineOptions(TypedDict, total=False):
     """Options every optimizer of the library takes, by keyword.
 
-    maximize: ascend instead of descend. skip_nonfinite: leave everything as it was in a step where a gradient, its
-    square, or the loss that the method reads is not finite, and count it in `metrics()["skipped"]`; costs one read of
-    the gradients. slot_dtype: the dtype of slots (default: float32 for float16 and bfloat16 parameters, else the
-    parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default; with tensor
-    parallelism give the data-parallel group), or None for one that is already averaged. kahan_sum: keep what rounding
-    takes from float16 and bfloat16 parameters in a slot, so that small steps add up (default None: for methods that
-    measure how far the parameters moved). execution: "reference" runs the verbs as written, "native" as compiled
-    kernels (needs numba), "auto" (default) as kernels where they exist.
+    maximize: ascend instead of descend; a bound of the loss (lb, target) is then one of minus the loss. skip_nonfinite:
+    leave everything as it was in a step where a gradient, its square, or the loss that the method reads is not finite,
+    and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the dtype of slots (default:
+    float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over whose ranks
+    the loss is averaged, "world" (default; with tensor parallelism give the data-parallel group), or None for one that
+    is already averaged. kahan_sum: keep what rounding takes from float16 and bfloat16 parameters in a slot, so that
+    small steps add up (default None: for methods that measure how far the parameters moved). execution: "reference"
+    runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist.
     """
 
     maximize: bool
@@ -135,8 +135,8 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def recipe(self) -> str:
-        """The parts by name."""
-        return " x ".join(part.name for part in self.parts.values())
+        """The parts by name, with the options that shape the method."""
+        return " x ".join(part.shape for part in self.parts.values())
 
     @property
     def corrects(self) -> bool:
@@ -153,7 +153,10 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
         if "params" not in param_group:
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
-        written = state.number_keys(self) | {"training", "method"}  # by an optimizer whose groups are used again
+        numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
+        written = (
+            numbers | state.number_keys(self) | {"training", "method"}
+        )  # by an optimizer whose groups are used again
         group = {k: v for k, v in param_group.items() if k not in written}
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
@@ -219,7 +222,15 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults.pop("differentiable", None)  # torch adds its own option here
         self._prepare()
         state.tie_numbers(self)
-        self._begun = {p for p in self.state if float(self.state[p]["step"]) > 0}
+        self._begun = {p for p, held in self.state.items() if held and float(held["step"]) > 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim; parameters that were unfrozen since the last step are in it."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and not self.state.get(p):
+                    state.create_slots(self, p, group)
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; raises `ValueError` and changes nothing if it belongs to another method."""
@@ -314,7 +325,7 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for p in takes_part(group):
                     check_gradient(self._title, p)
-                    if not self.state[p]:
+                    if not self.state.get(p):
                         state.create_slots(self, p, group)
                     state.follow_parameter(self, p)
             buckets = arrange(self.param_groups, self.state)
@@ -340,9 +351,11 @@ class Optimizer(torch.optim.Optimizer):
         if loss is not None and self._recorded:
             raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")
         if self._recorded:
-            value = torch.stack([value.to(self.device) for value, _ in self._recorded]).mean()
+            values = torch.stack([value.to(self.device) for value, _ in self._recorded])
             recorded = [ids for _, ids in self._recorded if ids is not None]
             ids = torch.cat(recorded) if recorded else None
+            sizes = [len(i) for i in recorded] or [1] * len(values)  # of the micro-batches, as far as they are known
+            value = (values * values.new_tensor(sizes)).sum() / sum(sizes)
         else:
             given = loss if loss is not None else computed
             if given is None:
@@ -353,7 +366,8 @@ class Optimizer(torch.optim.Optimizer):
             ids = self._checked_ids(sample_ids)
             value = self._scalar_loss(given, ids)
         value = totals.mean_over_ranks(value, self.loss_group)
-        ids = None if ids is None else totals.of_all_ranks(ids, self.loss_group)
+        if ids is not None:
+            ids = totals.of_all_ranks(self._title, ids, self.loss_group)
         return -value if self.maximize else value, ids
 
     def _begin(self, buckets: list[Bucket]) -> None:
@@ -488,7 +502,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
-            trained = [p for p in group["params"] if p in self.state]
+            trained = [p for p in group["params"] if self.state.get(p)]
             params, states = group["params"], [self.state[p] for p in trained]
             found["lr_effective" if i == 0 else f"lr_effective_{i}"] = 0.0
             if not trained:
@@ -507,8 +521,9 @@ class Optimizer(torch.optim.Optimizer):
         first = self.param_groups[0]
         for part in self.parts.values():
             for n in part.numbers().values():
-                if part.per_tensor(n) and self.state:
-                    found[n.key] = torch.stack([self.state[p][n.key].to(self.device) for p in self.state]).mean()
+                held = [held[n.key].to(self.device) for held in self.state.values() if n.key in held]
+                if part.per_tensor(n) and held:
+                    found[n.key] = torch.stack(held).mean()
                 elif not part.per_tensor(n) and first[n.key].dim() == 0:
                     found[n.key] = first[n.key]
         found |= {"steps": first["steps"], "skipped": first["skipped"]}

@@ -53,7 +53,8 @@ class ElementFrame(Frame):
             t = self._target(key)
             t = t.float() if t.dtype in LOW_PRECISION else t
             if key == "p" and COMPENSATION in self.state:
-                t = t + self._target(COMPENSATION)
+                exact = t + self._target(COMPENSATION)
+                t = torch.where(exact.to(self.param.dtype) == t, exact, t)  # else the weights were set from outside
             self.loads[key] = sliced(t, self.every) if key == "p" else t
         return self.loads[key]
 
@@ -174,7 +175,8 @@ class ScalarFrame(Frame):
         if name == "ids" and self.opt.sample_ids is not None:
             return self.opt.sample_ids
         if name == "t":
-            return self._per_tensor("step").double() if self.scope == "tensor" else self.group["steps"]
+            steps = self._per_tensor("step").double() if self.scope != "model" else self.group["steps"]
+            return steps.max() if self.scope == "group" else steps
         if name == "rho" and self.scope == "tensor":
             return self._per_tensor("rho")
         return super().public(name)

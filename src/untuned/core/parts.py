@@ -33,6 +33,7 @@ class Part(abc.ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     lacks: ClassVar[dict[str, str]] = {}  # capability -> why this part does not give it
     scope = "model"
+    reads_displacement: ClassVar[bool] = False  # how far the parameters moved: rounding must not hide it
     letters: ClassVar[dict[str, Slot | Number | Hyper]]
     fields: ClassVar[dict[str, dataclasses.Field[Any]]]
 
@@ -60,6 +61,14 @@ class Part(abc.ABC):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def shape(self) -> str:
+        """The name, with the options that shape the state and are not the default."""
+        options = (
+            f"{k}={getattr(self, k)!r}" for k, f in self.fields.items() if shapes(f) and getattr(self, k) != f.default
+        )
+        return f"{self.name}({text})" if (text := ", ".join(options)) else self.name
 
     def hypers(self) -> dict[str, Any]:
         """The values that live in the groups; options that shape the method do not."""
@@ -93,8 +102,6 @@ class StepSize(Part):
     `weight(x) -> a, b`: the factors of g in m and of g^2 in v. `size(x) -> size, rate`: the factors of u and of the
     weight decay. `effective(x)`: the learning rate people should see, if it is not `rate`.
     """
-
-    reads_displacement: ClassVar[bool] = False  # how far the parameters moved: rounding must not hide it
 
     @property
     def every(self) -> int:

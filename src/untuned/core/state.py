@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _slots(opt: Optimizer, p: torch.Tensor) -> dict[str, Slot]:
     slots = {s.key: s for part in opt.parts.values() for s in part.slots().values()}
-    kahan = opt.parts["step_size"].reads_displacement if opt.kahan_sum is None else opt.kahan_sum
+    kahan = any(part.reads_displacement for part in opt.parts.values()) if opt.kahan_sum is None else opt.kahan_sum
     if kahan and p.dtype in LOW_PRECISION:
         slots[COMPENSATION] = Slot(COMPENSATION, 0.0)
     return slots
@@ -142,21 +142,21 @@ def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     numbers = {n.key for _, n in _numbers(opt, per_tensor=True)} | ({"step", "rho"} if opt.corrects else {"step"})
     for i, p in _saved_parameters(opt, state_dict):
         held = state_dict["state"].get(i)
-        if held is None:
+        if not held:
             if p.requires_grad:  # torch.distributed.checkpoint leaves the others out
                 raise ValueError(
-                    f"{name}: this checkpoint has no state for parameter {i}: it is cut short, or another optimizer "
-                    f"saved it. Load it into the optimizer that saved it."
+                    f"{name}: this checkpoint has no state for parameter {i}: it is cut short, or the parameter was "
+                    f"frozen when it was saved. In the latter case load it first and unfreeze the parameter then."
                 )
             continue
         wanted = numbers | _slots(opt, p).keys()
-        if wrong := sorted(wanted ^ held.keys()):
+        if wrong := sorted((wanted ^ held.keys()) - {COMPENSATION}):
             what = "has no" if wrong[0] in wanted else "has a foreign"
             raise ValueError(
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it."
             )
-        for key in _slots(opt, p):
+        for key in (key for key in _slots(opt, p) if key in held):
             wanted_shape = tuple(_seen(opt, p, key).shape)
             if (shape := tuple(getattr(held[key], "shape", ()))) != wanted_shape:
                 raise ValueError(
@@ -184,7 +184,7 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
                 group[n.key] = _first(group, part, n, opt.device)
     for i, p in _saved_parameters(opt, state_dict):
         held = state_dict["state"].get(i)
-        if held is None:
+        if not held:
             continue
         slots = _slots(opt, p)
         for key, value in held.items():

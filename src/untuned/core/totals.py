@@ -57,9 +57,11 @@ def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
     return total / dist.get_world_size(group)
 
 
-def of_all_ranks(ids: torch.Tensor, group: Any) -> torch.Tensor:
+def of_all_ranks(name: str, ids: torch.Tensor, group: Any) -> torch.Tensor:
     """Every rank's sample ids, one after the other; every rank gives as many."""
     if (group := _loss_group(group)) is None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(f"{name}: loss_group=None would record other samples on every rank. Leave it at 'world'.")
         return ids
     parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, ids, group=group)

@@ -28,6 +28,7 @@ class Resetting(Iterate):
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
     wants_size: ClassVar[bool] = True
+    reads_displacement: ClassVar[bool] = True
     x0 = slot("x0", start="start")
     s = slot("grad_sum")
     d = number("d0")
@@ -50,7 +51,7 @@ class Resetting(Iterate):
 
     def move(self, x: Place) -> None:
         x.s = where(x.resets > x.was_resets, 0.0, x.s + x.size * x.g)
-        x.p = x.x0 - x.gamma * x.s
+        x.p = x.decayed(x.x0 - x.gamma * x.s, x.p)
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.gamma * rate

@@ -24,6 +24,7 @@ class ResettingGD(Iterate):
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
     wants_size: ClassVar[bool] = True
+    reads_displacement: ClassVar[bool] = True
     x0 = slot("x0", start="start")
     d = number("d0")
     gamma = number(0.0)
@@ -47,7 +48,8 @@ class ResettingGD(Iterate):
         c.gamma = where(reset, 0.0, gamma)
 
     def move(self, x: Place) -> None:
-        x.p = where(x.resets > x.was_resets, x.x0, x.p - x.gamma * x.size * x.g)
+        moved = x.decayed(x.p - x.gamma * x.size * x.g, x.p)
+        x.p = where(x.resets > x.was_resets, x.x0, moved)
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.gamma * rate

@@ -171,7 +171,8 @@ def compensated(program: Program) -> Program:
     def exact(q: Symbol) -> Symbol:
         if id(q) not in known:
             if q.op == "load" and q.args[0] == "p":
-                known[id(q)] = q + Symbol("load", COMPENSATION)
+                both = q + Symbol("load", COMPENSATION)
+                known[id(q)] = q.call("where", q.call("round", both) == q, both, q)  # else p was set from outside
             else:
                 known[id(q)] = Symbol(q.op, *map(exact, q.args)) if q.op in OPERATIONS else q
         return known[id(q)]

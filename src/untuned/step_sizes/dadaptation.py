@@ -46,7 +46,7 @@ class DAdaptation(StepSize):
         return d * lr * (x.factor if self.bias_correction else 1.0)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
-        return self._step(x, x.d, x.lr), 1.0
+        return self._step(x, x.was_d, x.lr), 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.a * dot(x.g, ratio(x.s, x.old.scale))
@@ -57,7 +57,7 @@ class DAdaptation(StepSize):
         c.r = c.beta3 * c.r + (1 - c.beta3) * agreement
         d_hat = c.d_coef * ratio(c.summed(c.r), (1 - c.beta3) * s1)
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
-        c.d = where(c.k > c.freeze_after, c.d, d)
+        c.d = where(c.t > c.freeze_after, c.d, d)
 
     def advice(self, numbers: dict[str, float]) -> str | None:
         if numbers["steps"] >= 100 and numbers["d"] == self.d0:

@@ -46,7 +46,7 @@ class DAdaptationSGD(StepSize):
         c.r = c.r + agreement
         d_hat = 2 * ratio(c.summed(c.r), c.G * sqrt(ss))
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
-        c.d = where(c.k > c.freeze_after, c.d, d)
+        c.d = where(c.t > c.freeze_after, c.d, d)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         now = x.lr * ratio(x.was_d, x.G)
@@ -80,7 +80,7 @@ class DAdaptationLion(StepSize):
     r = number(0.0, key="numerator_weighted", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
-        return x.d * x.lr if self.scale_average else 1.0, 1.0
+        return x.was_d * x.lr if self.scale_average else 1.0, 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.d * x.top * dot(x.u, x.s)
@@ -91,7 +91,7 @@ class DAdaptationLion(StepSize):
         c.r = c.beta3 * c.r + (1 - c.beta3) * agreement
         d_hat = ratio(c.summed(c.r), (1 - c.beta3) * s1)
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
-        c.d = where(c.k > c.freeze_after, c.d, d)
+        c.d = where(c.t > c.freeze_after, c.d, d)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         now = x.was_d * x.lr

@@ -50,7 +50,8 @@ class DecSPS(StepSize):
         cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is not above 0
         x   <- x - cap / c_k lr u
 
-    Weight decay and needs as in `SPS`. Sweeps: 2. Slots: none.
+    A batch whose loss lies at lb ends the training: its cap is 0. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
+    none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")

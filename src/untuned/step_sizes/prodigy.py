@@ -54,7 +54,7 @@ class Prodigy(StepSize):
         return self.slice_p
 
     def weight(self, x: Place) -> tuple[Any, Any]:
-        return x.d, x.d * x.d
+        return x.was_d, x.d * x.d
 
     def _step(self, x: Place, d: Any, lr: Any) -> Any:
         return d * lr * (x.factor if self.bias_correction else 1.0)
@@ -67,7 +67,7 @@ class Prodigy(StepSize):
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap
         c.d_hat = c.d_coef * ratio(c.summed(c.r), s1)
-        frozen = c.k > c.freeze_after
+        frozen = c.t > c.freeze_after
         d = where(c.d == c.d0, maximum(c.d, c.d_hat), c.d)
         c.d_max = where(frozen, c.d_max, maximum(c.d_max, c.d_hat))
         c.d = where(frozen, c.d, minimum(c.d_max, d * c.growth_rate))

@@ -37,8 +37,8 @@ def loss_of(model: nn.Module, k: int, rows: slice = ALL) -> Tensor:
 def vector(parameters: nn.Module | Iterable[Tensor]) -> Tensor:
     """All elements of a model or of tensors, sharded or not, as float64."""
     tensors = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in (t.detach() for t in tensors))
-    return torch.cat([p.double().flatten() for p in whole]).clone()
+    whole = (getattr(t, "full_tensor", lambda t=t: t)() for t in tensors)
+    return torch.cat([t.detach().double().flatten() for t in whole]).clone()
 
 
 def relative(found: Tensor, expected: Tensor, start: Tensor) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import tempfile
 import threading
 import time
@@ -90,8 +91,7 @@ class Pool:
     """
 
     def __init__(self, workers: int = 2, timeout: float = 60.0) -> None:
-        self.timeout = timeout
-        self._workers = [_Worker() for _ in range(max(workers, max(c.processes for c in CHECKS.values())))]
+        self._workers = [_Worker(timeout) for _ in range(max(workers, max(c.processes for c in CHECKS.values())))]
 
     def __enter__(self) -> Pool:
         return self
@@ -104,7 +104,7 @@ class Pool:
         """The target with all its capabilities; raises `TargetError` if it cannot do a step."""
         worker = self._workers[0]
         worker.send(("detect", target))
-        answer = worker.answer(self.timeout)
+        answer = worker.answer()
         if isinstance(answer, str):
             raise TargetError(f"{target.name} cannot be tried: {answer}")
         if isinstance(answer, TargetError):
@@ -120,11 +120,11 @@ class Pool:
                 if queue and worker not in busy:
                     busy[worker] = queue.popleft()
                     worker.send((busy[worker], target, None))
-            wait([w.connection for w in busy], timeout=min(w.remaining(self.timeout) for w in busy))
+            wait([w.connection for w in busy], timeout=min(w.remaining() for w in busy))
             for worker, name in list(busy.items()):
-                if worker.connection.poll() or worker.remaining(self.timeout) <= 0:
+                if worker.connection.poll() or not worker.remaining():
                     del busy[worker]
-                    yield self._result(name, worker.answer(0), worker)
+                    yield self._result(name, worker.answer(), worker)
         for name in names:
             if CHECKS[name].processes > 1:
                 yield self._together(target, name)
@@ -134,12 +134,12 @@ class Pool:
         with tempfile.TemporaryDirectory() as folder:
             for rank, worker in enumerate(team):
                 worker.send((name, target, World(rank, len(team), Path(folder))))
-            wait([w.connection for w in team], timeout=self.timeout)
+            wait([w.connection for w in team], timeout=team[0].remaining())
             first = sorted(team, key=lambda w: not w.connection.poll())
-            results = [self._result(name, first[0].answer(0), first[0])]
-            left = self.timeout if results[0].status == "passed" else GRACE
-            results += [self._result(name, worker.answer(left), worker) for worker in first[1:]]
-        return max(results, key=lambda r: (r.status == "failed" and r is results[0], r.status == "failed"))
+            results = [self._result(name, first[0].answer(), first[0])]
+            wait_for = None if results[0].status == "passed" else GRACE
+            results += [self._result(name, worker.answer(wait_for), worker) for worker in first[1:]]
+        return next((r for r in results if r.status == "failed"), results[0])
 
     def _result(self, name: str, answer: Any, worker: _Worker) -> Result:
         if isinstance(answer, Result):
@@ -150,7 +150,8 @@ class Pool:
 class _Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
         self.process: Any = None
         self.connection: Any = None
         self.since = 0.0
@@ -162,22 +163,28 @@ class _Worker:
             self.process = context.Process(target=_serve, args=(theirs,))
             self.process.start()
             theirs.close()
-            self.connection.recv()  # it has imported torch: the time of the check starts now
+            try:
+                self.connection.recv()  # it has imported torch: the time of the check starts now
+            except EOFError:
+                raise RuntimeError(
+                    'a worker process cannot start: a script that uses them needs if __name__ == "__main__":'
+                ) from None
         self.since = time.perf_counter()
-        self.connection.send(job)
+        with contextlib.suppress(OSError):  # it died just now: answer() will say so
+            self.connection.send(job)
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.since
 
-    def remaining(self, timeout: float) -> float:
-        return max(0.0, timeout - self.elapsed())
+    def remaining(self) -> float:
+        return max(0.0, self.timeout - self.elapsed())
 
-    def answer(self, timeout: float) -> Any:
-        """What the worker sends within this time; a sentence if it does not or dies, and then it is gone."""
+    def answer(self, patience: float | None = None) -> Any:
+        """What the worker sends in time; a sentence if it does not or dies, and then it is gone."""
         try:
-            if self.connection.poll(timeout):
+            if self.connection.poll(self.remaining() if patience is None else patience):
                 return self.connection.recv()
-            reason = f"it does not end within {self.elapsed():.0f} s"
+            reason = f"it does not end within {self.timeout:g} s"
         except (EOFError, OSError):
             self.process.join()
             reason = f"it ends the Python process with exit code {self.process.exitcode}"
@@ -252,7 +259,7 @@ def check_optimizer(
 
 def _in_processes(target: Target, names: list[str]) -> list[Result]:
     try:
-        multiprocessing.reduction.ForkingPickler.dumps(target)
+        pickle.dumps(target)
     except Exception:
         return [Result(name, "does not apply", "the factory cannot be pickled", 0.0) for name in names]
     with Pool() as pool:

@@ -9,11 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from untuned.testing.conformance.check import DoesNotApply, Harm, check
 from untuned.testing.conformance.problem import net, relative, vector
@@ -102,13 +97,22 @@ def pickled(target: Target) -> None:
     _go_on(target, pair, pickle.loads(pickle.dumps(pair)), "pickling")
 
 
-def _distributed(target: Target, options: StateDictOptions) -> None:
+def _state_dicts() -> Any:
+    """The module that converts states; importing it takes as long as torch itself."""
+    from torch.distributed.checkpoint import state_dict
+
+    return state_dict
+
+
+def _distributed(target: Target, **form: bool) -> None:
+    dcp = _state_dicts()
+    options = dcp.StateDictOptions(**form)
     model, optimizer = _half(target)
-    saved = _stored(get_optimizer_state_dict(model, optimizer, options=options), weights_only=False)
+    saved = _stored(dcp.get_optimizer_state_dict(model, optimizer, options=options), weights_only=False)
     fresh = copy.deepcopy(model)
     fresh.zero_grad()
     resumed = target.make(fresh)
-    set_optimizer_state_dict(fresh, resumed, saved, options=options)
+    dcp.set_optimizer_state_dict(fresh, resumed, saved, options=options)
     target.to_training(resumed)
     _go_on(target, (model, optimizer), (fresh, resumed), "resuming from a distributed checkpoint")
 
@@ -116,13 +120,13 @@ def _distributed(target: Target, options: StateDictOptions) -> None:
 @check("torch.distributed.checkpoint cannot save and load it")
 def distributed_checkpoint(target: Target) -> None:
     """torch.distributed.checkpoint resumes exactly."""
-    _distributed(target, StateDictOptions())
+    _distributed(target)
 
 
 @check("torch.distributed.checkpoint cannot save and load it in its flattened form, which resharding needs")
 def distributed_checkpoint_flattened(target: Target) -> None:
     """torch.distributed.checkpoint resumes exactly from its flattened form."""
-    _distributed(target, StateDictOptions(flatten_optimizer_state_dict=True))
+    _distributed(target, flatten_optimizer_state_dict=True)
 
 
 @check("torch.distributed.checkpoint cannot be asked for the state before the first step, as loading does")
@@ -130,7 +134,7 @@ def distributed_checkpoint_before_first_step(target: Target) -> None:
     """Asking torch.distributed.checkpoint for the state before the first step changes nothing."""
     model, optimizer = (plain := net()), target.build(plain)
     asked, other = (copied := net()), target.build(copied)
-    get_optimizer_state_dict(asked, other)
+    _state_dicts().get_optimizer_state_dict(asked, other)
     target.to_training(other)
     _go_on(target, (model, optimizer), (asked, other), "asking for a distributed checkpoint before the first step")
 

@@ -85,13 +85,16 @@ def ddp(target: Target, world: World) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     expected = _alone(target)
-    lr = target.make(net()).param_groups[0].get("lr")
-    capped = target.can("needs_loss") and lr is not None  # where lr caps, the loss decides only with a large one
+    lrs: list[dict[str, float]] = [{}]
+    if target.can("needs_loss") and (lr := target.make(net()).param_groups[0].get("lr")):
+        lrs.append({"lr": 100 * lr})  # where lr is a cap, only a large one lets the loss decide
+    ends: list[torch.Tensor] = []
     with world.joined():
-        for options in ({"lr": 100 * lr}, {}) if capped else ({},):
+        for lr in lrs:
             model = net()
-            target.train(DistributedDataParallel(model), target.build(model, **options), STEPS, world.rows)
-            if (apart := _distance_of_ranks(vector(model), world)) > 0:
+            target.train(DistributedDataParallel(model), target.build(model, **lr), STEPS, world.rows)
+            ends.append(vector(model))
+            if (apart := _distance_of_ranks(ends[-1], world)) > 0:
                 raise Harm(f"the replicas of DDP drift apart, by {apart:.2g} in ten steps, and nothing says so")
-    if (off := relative(vector(model), expected, vector(net()))) > 1e-6:
+    if (off := relative(ends[0], expected, vector(net()))) > 1e-6:
         raise Harm(f"under DDP two processes train otherwise than one, by {off:.2g} of the way")
