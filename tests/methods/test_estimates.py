@@ -257,7 +257,7 @@ def test_resetting_decays_and_moves_in_bfloat16(iterate):
             optimizer.step()
         ends.append(w.detach().float().mean().item())
     assert abs(ends[0] - 1.0) < 0.5
-    assert ends[1] < 1.5
+    assert ends[1] < 2.5  # decayed, but from x0 at every step
 
 
 # ---------------------------------------------------------------- recorded losses
