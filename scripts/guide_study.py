@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from untuned.study.config import Study, parse_methods, resolve
-from untuned.study.tasks import load, seeded
+from untuned.study.tasks import seeded
 from untuned.study.tasks.images import FashionMLP, mlp
 
 PATH = Path(__file__).parents[1] / "docs" / "guide.csv"
@@ -145,9 +145,11 @@ def merge(path: Path, question: str, new: Sequence[method_study.Row]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", choices=[*QUESTIONS, []])
+    parser.add_argument("questions", nargs="*", metavar="QUESTION")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     asked = parser.parse_args(arguments)
+    if unknown := set(asked.questions) - QUESTIONS.keys():
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
     for question in asked.questions or QUESTIONS:
         merge(PATH, question, method_study.train(QUESTIONS[question].study(), asked.workers))
     return 0

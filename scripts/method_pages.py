@@ -202,7 +202,7 @@ def page(method: Method) -> str:
         "The [options of every method](index.md#options-of-every-method) go last.",
         *([f"```python\n{document.example}\n```"] if document.example else []),
         "## Recipe",
-        _table(("part", "here"), [(ROLES[r], f"[`{p!r}`](#{_anchor(r, p)})") for r, p in parts.items()]),
+        table(("part", "here"), [(ROLES[r], f"[`{p!r}`](#{_anchor(r, p)})") for r, p in parts.items()]),
         "## Equations",
         "g is the gradient, p or x the parameter, u the direction; inner products and norms run over the whole model "
         "unless a scope says otherwise.",
@@ -232,7 +232,7 @@ def _call(method: Method) -> str:
     return f"optimizer = untuned.{method.optimizer.__name__}(\n    " + "\n    ".join(folded) + "\n)"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -240,7 +240,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _options(method: Method) -> str:
     shared, own = notes()["options"], notes()["methods"][method.name].get("options", {})
     rows = [(f"`{o.name}`", o.shown, o.range, own.get(o.name) or shared[o.name]) for o in described(method)]
-    return _table(("option", "default", "range", "what it does"), rows)
+    return table(("option", "default", "range", "what it does"), rows)
 
 
 def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
@@ -260,7 +260,7 @@ def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
         ("`step` needs", " and ".join(reads) or "nothing but gradients"),
         ("`eval()` before evaluating, `train()` before training on", "needed" if modes else "not needed"),
     ]
-    return _table(("", "at the default options"), rows)
+    return table(("", "at the default options"), rows)
 
 
 def _bytes(slots: Slots) -> str:
@@ -342,7 +342,7 @@ def index(methods: Sequence[Method]) -> str:
         f"{len(methods)} methods. Sweeps are passes over the parameters in a step, slots state of the size of the "
         "parameters; both, and the bytes for float32, at the default options. What else can be composed: "
         "[compositions](../compositions.md).",
-        _table(head, rows),
+        table(head, rows),
         "## Options of every method",
         first,
         "\n".join("- " + re.sub(r"^(\w+):", r"`\1`:", text) for text in described_options),
@@ -353,13 +353,13 @@ def index(methods: Sequence[Method]) -> str:
         f"not rank methods: no schedule, one small network, {method_study.SEEDS} seeds, and the best lr is chosen on "
         "the data it is measured on, 1,000 images, of which the binomial standard error is 1.2 points. A run that "
         "diverged, or ended worse than chance, counts as chance. The grey curve is `adamw` around its own default, and "
-        "the dotted line `adamw` at its best. `python scripts/method_study.py` trains all again. Which to use, and what "
-        "schedules change: [guide](../guide.md).",
+        "the dotted line `adamw` at its best. `python scripts/method_study.py` trains all again. Which to use, and "
+        "what schedules change: [guide](../guide.md).",
         "![All methods: accuracy at the default and at the best lr, and the range of lr that is as good](overview.png)",
         "Accuracies are medians in per cent, in brackets the range of the seeds; differences are points, to `adamw` at "
         "its best lr. Decades are those of the unbroken range of lr around the best; ≥ where it goes to the end of the "
         "grid.",
-        _table(method_study.HEAD, [(f"[`{name}`]({name}.md)", *rest) for name, *rest in _standings()]),
+        table(method_study.HEAD, [(f"[`{name}`]({name}.md)", *rest) for name, *rest in _standings()]),
     ]
     return "\n\n".join(sections) + "\n"
 

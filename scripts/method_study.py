@@ -152,7 +152,7 @@ def standings(table: Sequence[Row]) -> list[Sensitivity]:
 
 
 HEAD = (
-    "method", "at the default lr", "of", "less tuned adamw", "best", "at lr", "less tuned adamw",
+    "method", "at the default lr", "which is", "less tuned adamw", "best", "at lr", "less tuned adamw",
     "decades within 1 point of own best", "within 2", "within 2 of tuned adamw's", "diverged runs",
 )  # fmt: skip
 

@@ -1,8 +1,13 @@
 """Settings of the whole test run."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch.compile does too
 
 # The examples are the same in every run; a busy machine is no failure.
 settings.register_profile("untuned", deadline=None, derandomize=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import untuned
-from untuned.study.config import Run, Study
+from untuned.study.config import Run, Study, label
 from untuned.study.runner import Result
 from untuned.study.stats import Plateau
 from untuned.study.store import Store
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import composition_matrix  # noqa: E402
+import guide_page  # noqa: E402
+import guide_study  # noqa: E402
 import method_pages  # noqa: E402
 import method_study  # noqa: E402
 
@@ -28,6 +31,10 @@ METHODS = [untuned.get(name) for name in untuned.list()]
 
 def test_pages_of_methods_are_up_to_date() -> None:
     assert method_pages.main(["--check"]) == 0, "run: python scripts/method_pages.py"
+
+
+def test_guide_is_up_to_date() -> None:
+    assert guide_page.main(["--check"]) == 0, "run: python scripts/guide_page.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,19 @@ def test_study_covers_every_method_at_its_default_lr() -> None:
     for name in untuned.list():
         picture = method_study.OUT / f"{name}.png"
         assert picture.stat().st_size < 25_000
-        assert Image.open(picture).size == (616, 407)
+        with Image.open(picture) as image:
+            assert image.size == (616, 407)
+
+
+def test_guide_has_all_runs_of_its_questions() -> None:
+    runs = {
+        (question, r.task, f"{r.epochs:g}", label(r.method, r.options), f"{r.lr:g}", str(r.seed))
+        for question, asked in guide_study.QUESTIONS.items()
+        for r in asked.study().runs()
+    }
+    columns = ("question", "task", "epochs", "method", "lr", "seed")
+    rows = {tuple(row[key] for key in columns) for row in guide_study.read()}
+    assert rows == runs, "run: python scripts/guide_study.py " + " ".join(sorted({run[0] for run in rows ^ runs}))
 
 
 # ---------------------------------------------------------------- what the pages are made of
@@ -203,6 +222,35 @@ def _near(color: Any) -> tuple[int, int, int]:
         if max(abs(a - b) for a, b in zip(color, wanted, strict=True)) <= 12:
             return wanted
     return color
+
+
+def test_the_guide_reads_cells(tmp_path: Path) -> None:
+    def row(method: str, lr: str, seed: int, value: str) -> method_study.Row:
+        values = ("fashion-mlp", "20", method, lr, str(seed), "val_accuracy", value, "done" if value else "diverged")
+        return dict(zip(method_study.COLUMNS, values, strict=True))
+
+    path = tmp_path / "guide.csv"
+    guide_study.merge(path, "schedule", [row("prodigy(slice_p=11)", "1", 0, "0.9")])
+    guide_study.merge(path, "constant", [row("adamw", "1", 0, "0.6"), row("adamw", "2", 0, "0.5")])
+    both = [row("adamw", lr, seed, value) for lr, value in (("1", "0.7"), ("2", "")) for seed in (0, 1)]
+    both[0]["value"] = "0.5"
+    guide_study.merge(path, "constant", both)
+    rows = guide_study.read(path)
+    assert [found["question"] for found in rows] == ["constant"] * 4 + ["schedule"]
+    cells = guide_page.Cells(rows, "constant", "fashion-mlp")
+    assert cells["adamw 1"].long == "60.0 ± 10.0 (50.0 to 70.0)" and cells.tuned is cells["adamw 1"]
+    assert cells["adamw 2"].finals.tolist() == [0.1, 0.1]  # diverged counts as chance
+    with pytest.raises(ValueError, match="too many values"):
+        cells["adamw"]  # at which lr?
+    assert guide_page.side_by_side({"a": cells}).splitlines()[2] == "| `adamw` | 1 | 60.0 ± 10.0 (50.0 to 70.0) |"
+
+
+def test_networks_of_the_guide_are_what_they_say() -> None:
+    unlike, half = guide_study.Unlike(), guide_study.BFloat16()
+    like, other = unlike.model(0).children()
+    other.load_state_dict({f"network.{key}": 1000 * value for key, value in like.state_dict().items()})
+    assert torch.allclose(like(unlike.x[:9]), other(unlike.x[:9]), rtol=1e-5, atol=1e-6)
+    assert {p.dtype for p in half.model(0).parameters()} == {torch.bfloat16} == {half.x.dtype}
 
 
 def test_a_crashed_run_is_no_result(tmp_path: Path) -> None:

@@ -355,8 +355,8 @@ def test_taps_and_motaps_by_hand():
     np.testing.assert_allclose(scalars["alpha"], [[1 / 4, 0], [1 / 4 + shift, 9 / 50 + shift]], rtol=1e-13)
     np.testing.assert_allclose(scalars["target"], [0, 43 / 600], rtol=1e-14)
 
-    # With momentum z and the records take steps of 0.5 / (1 - 0.5), x half of them.
-    iterates, scalars = oracles.taps(**run, target=0.1, lr=0.5, momentum=0.5)
+    # With momentum z and the records take whole steps, x half of them.
+    iterates, scalars = oracles.taps(**run, target=0.1, momentum=0.5)
     z, q = 3 / 4 - 49 / 226 * 7 / 8, 49 / 226
     np.testing.assert_allclose(vector(iterates)[:, 0], [7 / 8, (7 / 8 + z) / 2], rtol=1e-14)
     shift = 0.1 - (1 / 4 + q) / 2

@@ -72,7 +72,7 @@ class DiagonalGradaGrad(Direction):
 
         w = g^2 - rho g g_before
         w >= 0:  alpha <- alpha + w                              else  gamma <- gamma sqrt(1 + min(-w / alpha, r))
-        u = gamma g / sqrt(alpha)                                0 while alpha = 0
+        u = gamma g / sqrt(alpha)                                0 while alpha < 1.2e-38
 
     AdaGrad whose numerator grows where its sum ought to shrink; rho = 0 is AdaGrad. Slots: 3.
     """
@@ -91,4 +91,5 @@ class DiagonalGradaGrad(Direction):
         x.before = x.g
 
     def unit(self, x: Place) -> Any:
-        return ratio(x.gamma * x.g, sqrt(x.alpha))
+        # Below the smallest normal float32 a fast square root is not to be trusted.
+        return where(x.alpha > 1.2e-38, ratio(x.gamma * x.g, sqrt(x.alpha)), 0.0)

@@ -1,5 +1,6 @@
 """Step sizes: how far a step goes."""
 
+from untuned.step_sizes.alig import ALIG
 from untuned.step_sizes.convex import DAdaptationDA, ProdigyDA
 from untuned.step_sizes.convex_gd import DAdaptationGD, ProdigyGD
 from untuned.step_sizes.dadaptation import DAdaptation
@@ -10,7 +11,7 @@ from untuned.step_sizes.dual import MADGRAD, MDA
 from untuned.step_sizes.fixed import Fixed, WarmedUp
 from untuned.step_sizes.gradagrad import GradaGrad
 from untuned.step_sizes.momo import MoMo
-from untuned.step_sizes.polyak import ALIG, SP, SPS, DecSPS
+from untuned.step_sizes.polyak import SP, SPS, DecSPS
 from untuned.step_sizes.prodigy import Prodigy
 from untuned.step_sizes.recorded import MOTAPS, TAPS
 

@@ -11,7 +11,7 @@ from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt, where
 _NEEDS = frozenset({"loss"})
 
 
-def _decay_loss(x: Place) -> Any:
+def decay_loss(x: Place) -> Any:
     """The summand of weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), else of 0."""
     return dot(x.g - x.raw, x.p) / 2
 
@@ -34,7 +34,7 @@ class SPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), c.c * slope), 1.0)
@@ -62,7 +62,7 @@ class DecSPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         gap = maximum(c.loss + decay - c.lb, 0.0)
@@ -88,35 +88,11 @@ class SP(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top / x.bias * dot(x.g, x.u), _decay_loss(x)
+        return x.lr / x.top / x.bias * dot(x.g, x.u), decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        c.theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)
-
-    def size(self, x: Place) -> tuple[Any, Any]:
-        return x.theta * x.lr / x.bias, x.theta * x.lr
-
-
-class ALIG(StepSize):
-    """ALI-G: arXiv 1906.05661, Algorithm 1, without its projection.
-
-        theta = min(max(f - lb, 0) / (sum lr <g, u> + top delta), 1);   x <- x - theta lr u
-
-    lr caps the step, delta keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
-    none.
-    """
-
-    lr: float = hyper(default=0.1, within="[0, inf)")
-    lb: float = hyper(default=0.0, within="(-inf, inf)")
-    delta: float = hyper(default=1e-5, within="(0, inf)")
-    needs: ClassVar[frozenset[str]] = _NEEDS
-    theta = number(0.0)
-
-    def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), _decay_loss(x)
-
-    def decide(self, c: Place, slope: Any, decay: Any) -> None:
-        c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.delta), 1.0)
+        theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)
+        c.theta = minimum(theta, 1e38)  # which float32 still holds; a tiny gradient asks for more
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from untuned.testing.conformance import checks as _registered  # noqa: F401
 from untuned.testing.conformance.check import CHECKS, Check, DoesNotApply, Harm
@@ -206,6 +207,8 @@ def _serve(connection: Connection) -> None:
         connection.send("ready")
         while True:
             kind, target, *rest = connection.recv()
+            if dist.is_initialized():
+                dist.destroy_process_group()  # of an earlier check that failed
             if kind != "detect":
                 connection.send(run_check(CHECKS[kind], target, *rest))
                 continue
