@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from untuned.study import tasks
 from untuned.study.config import Run, Study, StudyError, parse_methods, resolve
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
-from untuned.study.sweep import pending, sweep
+from untuned.study.sweep import _interruptible, pending, sweep
 
 HERE = Path(__file__).parent
 TIMES = ["step_us", "fwdbwd_us"]
@@ -221,3 +222,12 @@ def test_tables_read_back(tmp_path: Path) -> None:
     assert curves.num_rows == 2 * 21 + 2 * 2
     one = curves.filter(pa.compute.equal(curves["run"], rows[2]["run"])).drop_columns(curves.column_names[:6])
     assert one.equals(store.curve(rows[2]["run"]))
+
+
+def test_an_interrupt_that_is_lost_on_its_way_is_remembered() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible() as interrupted:
+        with suppress(KeyboardInterrupt):  # as Python does in a destructor
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,7 +41,7 @@ def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False) -
     A worker serves many runs, because importing torch takes longer than many of them. One that dies (SIGKILL, out of
     memory) costs the run it was at, recorded as crashed, and is replaced. No worker outlives this process.
     """
-    with store.writing():
+    with store.writing(), _interruptible() as interrupted:
         queue = deque(pending(store, retry_crashed))
         pool = [_Worker(store.folder) for _ in range(min(workers, len(queue)))]
         busy: dict[_Worker, Run] = {}
@@ -53,6 +54,8 @@ def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False) -
                         view.started(run)
                         worker.send(run)
                 wait([event for worker in busy for event in (worker.connection, worker.process.sentinel)])
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 for worker, run in list(busy.items()):
                     result = worker.result()
                     if result:
@@ -62,6 +65,25 @@ def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False) -
         finally:
             for worker in pool:
                 worker.stop()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Remember Ctrl-C: the exception alone is lost where Python drops what a destructor or a callback raises."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Worker:
@@ -76,11 +98,15 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.folder))
         # Ctrl-C reaches the whole process group; the parent alone shall act on it, even while a worker still imports.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        # It is held back here, not ignored, so that one in this moment is not lost; the worker inherits the block.
+        if sys.platform == "win32":
             self.process.start()
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        else:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def send(self, run: Run) -> None:
