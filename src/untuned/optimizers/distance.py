@@ -19,7 +19,7 @@ class Prodigy(Optimizer):
 
     Leave lr at 1 and put a schedule on it; d_coef (0.5 to 2) is the knob to turn. `decouple=True` decays like AdamW.
     The mathematics, and what differs from the released package, stand in `untuned.step_sizes.Prodigy`.
-    `param_groups[0]["d"]` is the estimate. Sweeps: 2. Slots: 4.
+    `param_groups[0]["d"]` is the estimate; with `scope="tensor"` it is `state[p]["d"]`. Sweeps: 2. Slots: 4.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
