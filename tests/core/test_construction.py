@@ -433,3 +433,9 @@ def test_a_composition_and_a_class_are_the_same_method() -> None:
 def test_the_table_of_methods_is_whole() -> None:
     assert sorted(OPTIONS) == untuned.list()
     assert not COMPOSITIONS.keys() & OPTIONS.keys()
+
+
+@pytest.mark.parametrize("value", [0, "", 1, "yes"])
+def test_kahan_sum_is_true_false_or_none(value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^AdamW: kahan_sum must be True or False, not {re.escape(repr(value))}\.$"):
+        untuned.AdamW([weight()], kahan_sum=value)

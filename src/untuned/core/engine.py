@@ -86,7 +86,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
         check_flag(self._title, "maximize", maximize)
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
-        check_flag(self._title, "kahan_sum", kahan_sum or False)
+        if kahan_sum is not None:
+            check_flag(self._title, "kahan_sum", kahan_sum)
         if slot_dtype not in (None, *SLOT_DTYPES):
             raise TypeError(
                 f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."

@@ -105,8 +105,8 @@ class StepSize(Part):
 
     @property
     def every(self) -> int:
-        """`measure` and the slots of the part see every so many elements of a tensor."""
-        return 1
+        """`measure` and the slots of the part see every n-th element of a tensor, n from a field `slice_p`."""
+        return getattr(self, "slice_p", 1)
 
     @abc.abstractmethod
     def size(self, x: Place) -> tuple[Any, Any]: ...

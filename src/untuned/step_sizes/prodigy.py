@@ -49,10 +49,6 @@ class Prodigy(StepSize):
     d_hat = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
 
-    @property
-    def every(self) -> int:
-        return self.slice_p
-
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.was_d, x.d * x.d
 

@@ -9,6 +9,7 @@ import torch
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, where
+from untuned.step_sizes.polyak import decay_loss
 
 _NEEDS = frozenset({"loss", "sample_ids"})
 
@@ -48,7 +49,7 @@ class TAPS(StepSize):
     q = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), dot(x.g - x.raw, x.p) / 2
+        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)
@@ -78,7 +79,7 @@ class MOTAPS(StepSize):
     tau = number(0.0, key="target")
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), dot(x.g - x.raw, x.p) / 2
+        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)

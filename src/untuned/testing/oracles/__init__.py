@@ -23,7 +23,6 @@ that ||g||^2 counts f times and ||x - x_0||^2 1/f times.
 
 from untuned.testing.oracles.averaging import schedule_free_adamw, schedule_free_sgd
 from untuned.testing.oracles.classic import adam, adamw, sgd
-from untuned.testing.oracles.common import linear_decay
 from untuned.testing.oracles.dadapt import (
     dadapt_adagrad,
     dadapt_adam,
@@ -39,6 +38,7 @@ from untuned.testing.oracles.mechanic import mechanic, mechanize
 from untuned.testing.oracles.momo import momo, momo_adam
 from untuned.testing.oracles.polyak import alig, dec_sps, motaps, prox_sps, sp, sps, taps
 from untuned.testing.oracles.prodigy import prodigy, prodigy_da, prodigy_gd, resetting, resetting_gd
+from untuned.testing.oracles.protocol import linear_decay
 from untuned.testing.oracles.tam import adatam, adatamw, tam
 
 __all__ = [

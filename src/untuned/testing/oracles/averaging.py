@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from untuned.testing.oracles.common import Array, Groups, Problem, Result, Schedule, _moving, _start, _zeros
+from untuned.testing.oracles.protocol import Array, Groups, Problem, Result, Schedule, _moving, _start, _zeros
 
 
 def schedule_free_sgd(

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from untuned.testing.oracles.common import Array, Groups, Problem, Result, Schedule, _moving, _start, _zeros
+from untuned.testing.oracles.protocol import Array, Groups, Problem, Result, Schedule, _moving, _start, _zeros
 
 
 def sgd(

@@ -3,7 +3,7 @@
 from functools import partial
 from math import sqrt
 
-from untuned.testing.oracles.common import (
+from untuned.testing.oracles.protocol import (
     Array,
     Groups,
     Problem,

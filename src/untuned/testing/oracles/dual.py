@@ -4,7 +4,7 @@ from math import sqrt
 
 import numpy as np
 
-from untuned.testing.oracles.common import (
+from untuned.testing.oracles.protocol import (
     Array,
     Groups,
     Problem,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from untuned.testing.oracles.common import (
+from untuned.testing.oracles.protocol import (
     Array,
     Groups,
     Problem,

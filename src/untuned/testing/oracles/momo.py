@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from untuned.testing.oracles.common import (
+from untuned.testing.oracles.protocol import (
     Array,
     Groups,
     Problem,

@@ -12,7 +12,7 @@ from math import inf, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from untuned.testing.oracles.common import (
+from untuned.testing.oracles.protocol import (
     Array,
     Groups,
     Problem,

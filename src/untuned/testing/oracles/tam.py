@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from untuned.testing.oracles.common import Array, Groups, Problem, Result, Schedule, _dot, _moving, _start, _zeros
+from untuned.testing.oracles.protocol import Array, Groups, Problem, Result, Schedule, _dot, _moving, _start, _zeros
 
 
 def tam(
