@@ -88,11 +88,9 @@ class Contender:
         """What a step reads and writes by name."""
         if not isinstance(self.optimizer, untuned.Optimizer):
             return 7 * sum(p.nbytes for p in self.params)  # p, g, m and v in, p, m and v out
-        sweeps = [sweep for sweep, _ in self.optimizer._plan] + [self.optimizer._guard]
-        for sweep in sweeps:
-            if sweep.rest:
-                raise RuntimeError(f"{len(sweep.rest)} tensors went the reference way")
-        keys = [key for sweep in sweeps for streams in sweep.program.streams() for key in streams]
+        if self.optimizer._tensors.rest:
+            raise RuntimeError(f"{len(self.optimizer._tensors.rest)} tensors went the reference way")
+        keys = self.optimizer._tensors.streams(guard=True)
         held = [{"p": p, "g": p.grad} | self.optimizer.state[p] for p in self.params]
         return sum(tensors[key].nbytes for tensors in held for key in keys)
 

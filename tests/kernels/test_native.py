@@ -112,9 +112,8 @@ def test_float32_kernel_equals_reference(name: str) -> None:
     reference, _ = run(name, torch.float32, 3, execution="reference")
     assert difference(ours, reference) < 1e-6
     assert difference(ours, [p.detach() for p in start(torch.float32)]) > 1e-5  # something moved
-    ran = [sweep for sweep, _ in optimizer._plan if sweep.calls]
-    assert ran
-    assert [len(sweep.rest) for sweep in ran] == [1] * len(ran)  # only the empty tensor went the reference way
+    assert len(optimizer._tensors.batches) == 1
+    assert optimizer._tensors.rest == [(1, 2)]  # only the empty tensor went the reference way
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -168,8 +167,8 @@ def test_what_kernels_cannot_take_goes_the_reference_way_in_the_same_step() -> N
             optimizer.step(loss=sum(p.detach().double().square().sum() for p in params))
         results.append([p.detach() for p in params])
         if execution == "native":
-            assert len(optimizer._plan[0][0].rest) == 3
-            assert len(optimizer._plan[0][0].calls) == 1
+            assert len(optimizer._tensors.rest) == 3
+            assert len(optimizer._tensors.batches) == 1
     assert difference(*results) < 1e-6
 
 
@@ -183,31 +182,54 @@ def test_nothing_is_compiled_again_when_values_change(monkeypatch: pytest.Monkey
 
     step(1.0)
     monkeypatch.setattr(native, "compile_source", lambda source: pytest.fail("compiled again"))
-    calls = [call for sweep, _ in optimizer._plan for call in sweep.calls]
-    for i in range(20):
+    calls = [call for batch in optimizer._tensors.batches for call in batch.calls.values()]
+    for i in range(1, 20):
         optimizer.param_groups[0].update(lr=0.1 / (i + 1), weight_decay=0.01 * i, eps=1e-8 * (i + 1))
         step(float(i))
-    assert [call for sweep, _ in optimizer._plan for call in sweep.calls] == calls
-    assert [len(call.function.signatures) for call in calls] == [1, 1]
+    assert [call for batch in optimizer._tensors.batches for call in batch.calls.values()] == calls
+    assert [len(call.function.signatures) for call in calls] == [1, 1, 1]
 
 
-# Tensors read and written per parameter in all sweeps of a step: the traffic of the method, without the guard's read.
-STREAMS = {
-    "sgd": 5,
-    "adamw": 7,
-    "momo": 7,
-    "momo_adam": 10,
-    "schedule_free_adamw": 7,
-    "adatamw": 9,
+# Bytes per float32 parameter of all sweeps of a step, without the guard's 4. Mechanic could do with 40 if it measured
+# the plain steps' sum at the weights before the step, not after it as in the authors' code; MoMo and MoMo-Adam with 4
+# less by a recurrence, which an outside change of the weights would break for good (docs/decisions/0008).
+BYTES = {
+    "sgd(momentum)": 20,
+    "adam": 28,
+    "adamw": 28,
+    "schedule_free_adamw": 28,
+    "madgrad": 32,
+    "dadapt_sgd": 24,
+    "dadapt_adam": 36,
+    "dadapt_lion": 28,
+    "prodigy": 40,
+    "momo": 28,
+    "momo_adam": 40,
+    "mechanic_adamw": 44,
+    "tam": 28,
+    "adatam": 36,
+    "sp": 16,
+    "sps": 16,
+    "sngm": 24,
 }
 
 
-@pytest.mark.parametrize("name", STREAMS)
-def test_traffic(name: str) -> None:
-    options = {"momentum": 0.9} if name == "sgd" else {}
-    optimizer = untuned.create([torch.nn.Parameter(torch.ones(3))], name, **options)
-    streams = [sweep.program.streams() for sweep, _ in optimizer._plan]
-    assert sum(len(read) + len(written) for read, written in streams) == STREAMS[name]
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_per_parameter(name: str) -> None:
+    options = {"momentum": 0.9} if "(" in name else {}
+    optimizer = untuned.create([torch.nn.Parameter(torch.ones(3))], name.partition("(")[0], weight_decay=0.0, **options)
+    assert 4 * streams(optimizer, decays=False) == BYTES[name]
+
+
+def streams(optimizer: untuned.Optimizer, decays: bool) -> int:
+    """Tensors that the kernels of a step read and write, without corrections that most steps do not need."""
+    programs = [sweep.programs[decays] for sweep, _ in optimizer._plan if sweep.only_changed is None]
+    return sum(len(keys) for program in programs for keys in program.streams())
+
+
+def test_weight_decay_costs_a_read_where_it_enters_the_gradient() -> None:
+    optimizer = untuned.TAM([torch.nn.Parameter(torch.ones(3))])
+    assert (streams(optimizer, decays=False), streams(optimizer, decays=True)) == (7, 8)
 
 
 def test_slots_replaced_by_the_user_are_found_again() -> None:
@@ -265,7 +287,7 @@ def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
     optimizer = untuned.AdamW([torch.nn.Parameter(torch.ones(3))])
     program = trace(optimizer.parts, [("direction", "accumulate"), ("iterate", "move")], maximize=False)
     types = dict.fromkeys(("p", "g", "exp_avg", "exp_avg_sq"), "float32")
-    source = native.Writer(program, types, parallel=False).source
+    source = native.NumbaWriter(program, types, parallel=False).source
     loop = source[source.index("for i in range(n):") :]
     assert "**" not in loop  # beta2 ** t is computed once per chunk
     assert loop.count("sqrt(") == 1

@@ -25,6 +25,7 @@ class Number:
     key: str
     each: bool  # one value per tensor, whatever the scope of the part
     size: str  # the hyper-parameter that holds its length if it is a long vector
+    seldom: bool  # most steps leave it as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,21 @@ def slot(key: str, start: str | float = 0.0) -> Any:
     return Slot(key, start)
 
 
-def number(first: float | str | tuple[float, ...] = 0.0, key: str = "", each: bool = False, size: str = "") -> Any:
+def number(
+    first: float | str | tuple[float, ...] = 0.0,
+    key: str = "",
+    each: bool = False,
+    size: str = "",
+    seldom: bool = False,
+) -> Any:
     """A float64 number in the scope of its part (model, group or tensor); `each=True` keeps one per tensor.
 
     `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group
     is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names
-    the hyper-parameter that says how many there are, for one number per sample of the data.
+    the hyper-parameter that says how many there are, for one number per sample of the data. `seldom` tells kernels that
+    most steps leave it as it is: they may then move on with the old value, and correct in the steps that changed it.
     """
-    return Number(first, key, each, size)
+    return Number(first, key, each, size, seldom)
 
 
 def hyper(*, default: Any, within: str, fixed: bool = False) -> Any:

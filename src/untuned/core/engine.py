@@ -104,8 +104,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> None:
         """Everything that follows from the parts and is not saved."""
-        self._plan = [(sweep.of_verbs(self, verbs), deciders) for verbs, deciders in plan(self.parts)]
-        self._guard = sweep.guard(self)
+        self._plan = sweep.of_plan(self, plan(self.parts))
+        self._guard = sweep.guard()
+        self._tensors = sweep.Tensors([self._guard, *(one for one, _ in self._plan)])
         self._arranged: tuple[list[object], list[Bucket]] = [], []
         self.before: dict[int, dict[str, torch.Tensor]] = {}  # numbers of each group when the step began
         self.loss: torch.Tensor | None = None
@@ -322,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
         now = signature(self.param_groups, self.state)
         known, buckets = self._arranged
-        if now != known:
+        if now != known or not (all(map(state.still_stacked, buckets)) and self._tensors.found(buckets)):
             for group in self.param_groups:
                 for p in takes_part(group):
                     check_gradient(self._title, p)
@@ -330,6 +331,9 @@ class Optimizer(torch.optim.Optimizer):
                         state.create_slots(self, p, group)
                     state.follow_parameter(self, p)
             buckets = arrange(self.param_groups, self.state)
+            for bucket in buckets:
+                state.stack_numbers(self, bucket)
+            self._tensors.arrange(self, buckets)
             self._arranged = now, buckets
         for bucket in buckets:
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
@@ -376,13 +380,9 @@ class Optimizer(torch.optim.Optimizer):
         for bucket in buckets:
             lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
             bucket.on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
-        skipped = self.param_groups[0]["skipped"]
         if self.skip_nonfinite:
-            moving = self.on_any(buckets)
             ok = (self._rows(self._guard, buckets) == 0).all()
-            ok = ok if self.loss is None else ok & torch.isfinite(self.loss)
-            skipped = skipped + (moving & ~ok)
-            _allow(buckets, ok)
+            self._go_on_if(buckets, ok if self.loss is None else ok & torch.isfinite(self.loss))
         for bucket in buckets:
             for p in () if bucket.begun else bucket.params:
                 if p not in self._begun:
@@ -390,22 +390,25 @@ class Optimizer(torch.optim.Optimizer):
                     self._begun.add(p)
             bucket.begun = True
         state.remember_numbers(self, buckets)
-        steps = self.param_groups[0]["steps"] + self.on_any(buckets)
+        first = self.param_groups[0]
+        first["steps"].add_(self.on_any(buckets))
         for group in self.param_groups:
-            group["steps"], group["skipped"] = steps, skipped
+            group["steps"], group["skipped"] = first["steps"], first["skipped"]
         for bucket in buckets:
             on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
-            counters = [held["step"] for held in bucket.states]
-            torch._foreach_add_(counters, [on.to(counters[0].dtype)] * len(counters))  # one tensor would be read here
-            bucket.t = torch.stack(counters).double()
+            bucket.t = bucket.numbers["step"].add_(on).double()
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
                 weights = self.parts["direction"].weight(frame.place("direction"))
                 keep, take = (number_from(w, bucket.device) for w in weights)
-                rhos = [held["rho"] for held in bucket.states]
-                torch._foreach_mul_(rhos, [torch.where(on, keep, 1.0)] * len(rhos))
-                torch._foreach_add_(rhos, [torch.where(on, take, 0.0)] * len(rhos))
-                bucket.rho = tuple(rhos)
+                bucket.numbers["rho"].mul_(torch.where(on, keep, 1.0)).add_(torch.where(on, take, 0.0))
+
+    def _go_on_if(self, buckets: list[Bucket], flag: torch.Tensor) -> None:
+        """Let buckets change only where the flag holds too, and count the step as skipped if it does not."""
+        self.param_groups[0]["skipped"].add_(self.on_any(buckets) & ~flag)
+        for bucket in buckets:
+            here = flag.to(bucket.device)
+            bucket.on = here if bucket.on is None else bucket.on & here
 
     def on_any(self, buckets: list[Bucket]) -> torch.Tensor:
         """Whether any of these buckets may change, as a 0-dim bool tensor."""
@@ -415,31 +418,24 @@ class Optimizer(torch.optim.Optimizer):
         return torch.stack([f.to(self.device) for f in flags]).any()
 
     def on_rows(self, buckets: list[Bucket]) -> torch.Tensor:
-        """The same for every live tensor of these buckets, as a bool vector in their canonical order."""
+        """The same for every live tensor of these buckets, as a bool vector bucket by bucket."""
         flags = [torch.ones((), dtype=torch.bool) if b.on is None else b.on for b in buckets]
-        blocks = [f.to(self.device).expand(len(b.params)) for f, b in zip(flags, buckets, strict=True)]
-        return totals.in_order(buckets, blocks)
+        return totals.joined([f.to(self.device).expand(len(b.params)) for f, b in zip(flags, buckets, strict=True)])
 
     def _sweep(self, sweep: Sweep, buckets: list[Bucket]) -> dict[str, list[tuple[torch.Tensor, bool]]]:
         """Run a sweep on every tensor; return each role's sums: a vector over the live tensors, and if it is `each`."""
-        if not (sweep.program.sums or sweep.program.stores):
-            return {}
-        if not sweep.program.sums:
-            sweep.run(self, buckets)
+        if not sweep.count:
+            self._tensors.run(self, sweep, buckets)
             return {}
         rows = self._rows(sweep, buckets)
         if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
-            good = torch.isfinite(rows).all()
-            skipped = self.param_groups[0]["skipped"] + (self.on_any(buckets) & ~good)
-            for group in self.param_groups:
-                group["skipped"] = skipped
-            _allow(buckets, good)
+            self._go_on_if(buckets, torch.isfinite(rows).all())
         columns = iter(rows.unbind(1))
-        return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.program.apart.items()}
+        return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.apart.items()}
 
     def _rows(self, sweep: Sweep, buckets: list[Bucket]) -> torch.Tensor:
         """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0: it is not there."""
-        blocks = sweep.run(self, buckets)
+        blocks = self._tensors.run(self, sweep, buckets)
         for i, bucket in enumerate(buckets):
             if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
                 blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
@@ -450,10 +446,10 @@ class Optimizer(torch.optim.Optimizer):
         if part.scope == "model":
             part.decide(ScalarFrame(self, part, buckets).place(role), *(c if keep else c.sum() for c, keep in sums))
             return
+        start = 0
         for group in self.param_groups:
-            mine = [b for b in buckets if b.group is group]
-            if mine:
-                rows = slice(min(b.rows[0] for b in mine), max(b.rows[-1] for b in mine) + 1)
+            if mine := [b for b in buckets if b.group is group]:
+                rows = slice(start, start := start + sum(len(b.params) for b in mine))
                 stay = part.scope == "tensor"
                 here = (c[rows] if keep or stay else c[rows].sum() for c, keep in sums)
                 part.decide(ScalarFrame(self, part, mine).place(role), *here)
@@ -475,7 +471,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self._begun:
-                    bucket = Bucket(group, [p], [self.state[p]], [0], p.device, ())
+                    bucket = Bucket(group, [p], [self.state[p]], p.device, ())
                     frame = ElementFrame(self, bucket, 0)
                     iterate = self.parts["iterate"]
                     (iterate.enter if training else iterate.leave)(frame.place("iterate"))
@@ -512,7 +508,7 @@ class Optimizer(torch.optim.Optimizer):
             rho = torch.where(t > 0, rho, 1.0)
             t = t.clamp(min=1.0).reshape(1)
             used = group | {"lr": self.before.get(id(params), group)["lr"]}  # a schedule may have moved on since
-            bucket = Bucket(used, trained, states, [0], self.device, (), None, t, (rho,))
+            bucket = Bucket(used, trained, states, self.device, (), {"rho": rho.reshape(1)}, t=t)
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):
@@ -548,13 +544,6 @@ class Optimizer(torch.optim.Optimizer):
             for i, g in enumerate(self.param_groups)
         )
         return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running} execution): {recipe}", *groups])
-
-
-def _allow(buckets: list[Bucket], flag: torch.Tensor) -> None:
-    """Let buckets change only where the flag holds too."""
-    for bucket in buckets:
-        here = flag.to(bucket.device)
-        bucket.on = here if bucket.on is None else bucket.on & here
 
 
 def _listed(params: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from untuned.core.buckets import Bucket, Group, local, sliced
 from untuned.core.declare import Hyper, Number, Slot
 from untuned.core.place import Frame, Place
+from untuned.core.totals import joined
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -24,6 +25,8 @@ COMPENSATION = "compensation"  # what rounding took from a low-precision paramet
 
 def number_from(value: Any, device: torch.device) -> torch.Tensor:
     """A number of the optimizer: float64, since it is a sum over the model and enters every element."""
+    if isinstance(value, float):  # as_tensor would copy from the host, which a CUDA graph cannot capture
+        return torch.full((), value, dtype=torch.float64, device=device)
     return torch.as_tensor(value, dtype=torch.float64, device=device)
 
 
@@ -82,7 +85,7 @@ class ElementFrame(Frame):
             return self.opt.before.get(id(self.bucket.group["params"]), self.bucket.group)[declared.key].to(
                 self.bucket.device
             )
-        return (self.bucket.before or self.bucket.states)[self.i][declared.key]
+        return self.bucket.before[declared.key][self.i] if self.bucket.before else self.state[declared.key]
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.bucket.group, letter)
@@ -97,7 +100,7 @@ class ElementFrame(Frame):
         if name == "t":
             return self.bucket.t[self.i]
         if name == "rho":
-            return self.bucket.rho[self.i]
+            return self.bucket.numbers["rho"][self.i]
         if name == "k":
             return self.bucket.group["steps"].to(self.bucket.device)
         if name == "top":
@@ -139,14 +142,7 @@ class ScalarFrame(Frame):
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets = opt, part.scope, buckets
         self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
-        self.states = buckets[0].states
-        if len(buckets) > 1:
-            rows = {row: held for b in buckets for row, held in zip(b.rows, b.states, strict=True)}
-            self.states = [rows[row] for row in sorted(rows)]
-
-    def _vector(self, values: list[torch.Tensor]) -> torch.Tensor:
-        one_device = all(b.device == self.opt.device for b in self.buckets)
-        return torch.stack(values if one_device else [v.to(self.opt.device) for v in values])
+        self.on = opt.on_any(buckets)
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
@@ -159,8 +155,7 @@ class ScalarFrame(Frame):
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
             return self.opt.before[id(self.group["params"])][declared.key]
-        rows = {row: held for b in self.buckets for row, held in zip(b.rows, b.before, strict=True)}
-        return self._vector([rows[row][declared.key] for row in sorted(rows)])
+        return joined([b.before[declared.key].to(self.opt.device) for b in self.buckets])
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.group, letter)
@@ -182,7 +177,7 @@ class ScalarFrame(Frame):
         return super().public(name)
 
     def _per_tensor(self, key: str) -> torch.Tensor:
-        return self._vector([held[key] for held in self.states])
+        return joined([b.numbers[key].to(self.opt.device) for b in self.buckets])
 
     def write(self, part: Part, name: str, value: Any) -> None:
         declared = part.letters.get(name)
@@ -194,13 +189,14 @@ class ScalarFrame(Frame):
             old = self._per_tensor(declared.key)
             on = self.opt.on_rows(self.buckets).reshape(-1, *[1] * (old.dim() - 1))
             value = torch.where(on & torch.isfinite(value), value, old)
-            for held, v in zip(self.states, value.unbind(), strict=True):
-                held[declared.key] = v.to(held[declared.key].device)
+            for b, rows in zip(self.buckets, value.split([len(b.params) for b in self.buckets]), strict=True):
+                b.numbers[declared.key].copy_(rows)
             return
-        good = self.opt.on_any(self.buckets) & torch.isfinite(value).all()
-        value = torch.where(good, value, self.group[declared.key])
+        good = self.on & torch.isfinite(value).all()
+        held = self.group[declared.key]
+        held.copy_(torch.where(good, value, held))
         for group in self.opt.param_groups if self.scope == "model" else [self.group]:
-            group[declared.key] = value
+            group[declared.key] = held
 
 
 class DryFrame(Frame):

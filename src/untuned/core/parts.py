@@ -119,6 +119,7 @@ class Iterate(Part):
     """
 
     wants_size: ClassVar[bool] = False  # its `measure` reads x.size
+    affine: ClassVar[bool] = False  # the new x.p is affine in the old one and in x.size * x.u
 
     @abc.abstractmethod
     def move(self, x: Place) -> None: ...

@@ -197,6 +197,8 @@ def where(condition: Any, q: Any, r: Any) -> Any:
 
 def cbrt(q: Any) -> Any:
     """The cube root of q >= 0."""
+    if (symbol := _traced(q)) is not None:
+        return symbol.call("cbrt", q)
     return q ** (1 / 3)
 
 

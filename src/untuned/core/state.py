@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,12 +110,32 @@ def number_keys(opt: Optimizer) -> set[str]:
 
 
 def remember_numbers(opt: Optimizer, buckets: list[Bucket]) -> None:
-    """Numbers are replaced, never mutated: keeping the old ones for x.was_... costs nothing."""
-    keys = number_keys(opt)
-    opt.before = {id(group["params"]): {key: group[key] for key in keys | {"lr"}} for group in opt.param_groups}
-    if any(True for _ in _numbers(opt, per_tensor=True)):
-        for bucket in buckets:
-            bucket.before = [held.copy() for held in bucket.states]
+    """Keep what x.was_... reads, and the lr of the step."""
+    keys = {"lr"} | {n.key for _, n in _numbers(opt, per_tensor=False) if not n.size}
+    copies: dict[int, Any] = {}  # groups share the numbers of the model
+    for group in opt.param_groups:
+        for key in keys:
+            value = group[key]
+            copies[id(value)] = value.clone() if isinstance(value, torch.Tensor) else value
+    opt.before = {id(group["params"]): {key: copies[id(group[key])] for key in keys} for group in opt.param_groups}
+    each = [n.key for _, n in _numbers(opt, per_tensor=True)]
+    for bucket in buckets:
+        bucket.before = {key: bucket.numbers[key].clone() for key in each}
+
+
+def stack_numbers(opt: Optimizer, bucket: Bucket) -> None:
+    """Keep the counters and numbers of a bucket's tensors as rows of one tensor each, and views of them in the states:
+    then one operation serves all tensors."""
+    for key in ("step", *(("rho",) if opt.corrects else ()), *(n.key for _, n in _numbers(opt, per_tensor=True))):
+        bucket.numbers[key] = torch.stack([held[key] for held in bucket.states])
+        bucket.views[key] = list(bucket.numbers[key].unbind())
+        for held, view in zip(bucket.states, bucket.views[key], strict=True):
+            held[key] = view
+
+
+def still_stacked(bucket: Bucket) -> bool:
+    """Whether the states hold the views they were given."""
+    return all(all(map(is_, map(itemgetter(key), bucket.states), held)) for key, held in bucket.views.items())
 
 
 def tie_numbers(opt: Optimizer) -> None:

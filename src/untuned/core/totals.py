@@ -15,7 +15,7 @@ from untuned.core.buckets import Bucket
 
 
 def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Rows of sums, one per live tensor in canonical order, from one block [tensors, sums] per bucket.
+    """Rows of sums, one per live tensor bucket by bucket, from one block [tensors, sums] per bucket.
 
     One packed collective per sharding domain; within a bucket the tensors of all ranks are the same, in the same order.
     """
@@ -29,16 +29,12 @@ def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.devi
                 dist.all_reduce(packed, group=group)
             for i, part in zip(members, packed.split([len(blocks[i]) for i in members]), strict=True):
                 blocks[i] = part
-    return in_order(buckets, [block.to(device) for block in blocks])
+    return joined([block.to(device) for block in blocks])
 
 
-def in_order(buckets: list[Bucket], blocks: list[torch.Tensor]) -> torch.Tensor:
-    """Blocks of rows, one per bucket, as one table in the canonical order of the live tensors."""
-    rows = torch.cat(blocks)
-    order = [row for bucket in buckets for row in bucket.rows]
-    if order != sorted(order):
-        rows = rows[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=rows.device)]
-    return rows
+def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Blocks of rows, one per bucket, as one table."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def _loss_group(group: Any) -> Any:

@@ -44,7 +44,9 @@ class Mechanic(Iterate):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         y = x.base(x.p)
-        return dot(x.raw, x.D), dot(y, x.D), dot(x.raw, x.raw), dot(y, y)
+        sums = dot(x.raw, x.D), dot(y, x.D), dot(x.raw, x.raw), dot(y, y)
+        x.D = x.D + (y - x.p)
+        return sums
 
     def decide(self, c: Place, gD: Any, yD: Any, gg: Any, yy: Any) -> None:
         h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(yy) + 1e-8) * yD)[..., None]
@@ -55,7 +57,6 @@ class Mechanic(Iterate):
         c.S = c.s.sum(-1)
 
     def move(self, x: Place) -> None:
-        x.D = x.D + (x.base(x.p) - x.p)
         x.p = x.ref + x.S * x.D
 
     def effective(self, x: Place, rate: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import traceback
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from untuned.core.declare import Hyper, Number, Slot
@@ -16,9 +17,14 @@ from untuned.core.frames import COMPENSATION
 from untuned.core.parts import Part
 from untuned.core.place import Each, Frame, Place, Traced
 
+Verbs = list[tuple[str, str]]
+Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
-OPERATIONS |= {"round"}  # to the dtype of the parameter and back
+OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
+
+
+_NEUTRAL = {"+": 0.0, "-": 0.0, "*": 1.0, "/": 1.0}
 
 
 class Symbol(Traced):
@@ -35,7 +41,17 @@ class Symbol(Traced):
         return q if isinstance(q, Symbol) else Symbol("const", float(q))
 
     def call(self, op: str, *args: Any) -> Symbol:
-        return Symbol(op, *map(Symbol.lift, args))
+        """The operation; what a zero or a one makes of the other operand at once, so that it need not be read."""
+        nodes = list(map(Symbol.lift, args))
+        for i, node in enumerate(nodes) if op in _NEUTRAL else ():
+            if node.op == "const" and (value := node.args[0]) in (0.0, 1.0):
+                if value == _NEUTRAL[op] and (i == 1 or op in "+*"):
+                    return nodes[1 - i]
+                if value == 0.0 and (op == "*" or (op == "/" and i == 0)):
+                    return node
+        if op == "-" and {node.op for node in nodes} == {"load"} and nodes[0].args == nodes[1].args:
+            return Symbol.lift(0.0)
+        return Symbol(op, *nodes)
 
     def __abs__(self) -> Symbol:
         return self.call("abs", self)
@@ -107,38 +123,64 @@ class Program:
 
     def streams(self) -> tuple[list[str], list[str]]:
         """Names of what is read and what is written, one element each per parameter."""
-        read: dict[str, None] = {}
-        seen: set[int] = set()
-        stack = [*self.stores.values(), *self.sums]
-        while stack:
-            node = stack.pop()
-            if id(node) not in seen:
-                seen.add(id(node))
-                if node.op == "load":
-                    read[node.args[0]] = None
-                elif node.op in OPERATIONS:
-                    stack += node.args
-        return sorted(read), sorted(self.stores)
+        nodes = leaves([*self.stores.values(), *self.sums])
+        return sorted({node.args[0] for node in nodes if node.op == "load"}), sorted(self.stores)
+
+
+def leaves(roots: Iterable[Symbol]) -> list[Symbol]:
+    """The loads, rows and constants that values are computed from."""
+    found: list[Symbol] = []
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            stack += node.args if node.op in OPERATIONS else ()
+            found += () if node.op in OPERATIONS else (node,)
+    return found
+
+
+def same(q: Symbol, r: Symbol) -> bool:
+    """Whether two values are computed in the same way from the same."""
+    names: dict[Any, int] = {}
+    known: dict[int, int] = {}
+
+    def name(node: Symbol) -> int:
+        if id(node) not in known:
+            args = tuple(map(name, node.args)) if node.op in OPERATIONS else node.args
+            known[id(node)] = names.setdefault((node.op, args), len(names))
+        return known[id(node)]
+
+    return name(q) == name(r)
 
 
 class TraceFrame(Frame):
-    """Resolves names to symbols: streams by key, scalars by the column of the table that holds them."""
+    """Resolves names to symbols: streams by key, scalars by the column of the table that holds them.
 
-    def __init__(self, parts: dict[str, Any], maximize: bool) -> None:
+    Without `decays` the weight decay is the constant 0. The numbers of the parts in `early` are those from before the
+    step.
+    """
+
+    def __init__(self, parts: dict[str, Any], maximize: bool, decays: bool = True, early: Sequence[Part] = ()) -> None:
         super().__init__(parts)
-        self.maximize = maximize
+        self.maximize, self.decays, self.early = maximize, decays, early
         self.fresh: dict[str, Any] = {}
 
     def slot(self, key: str) -> Any:
         return self.fresh.get(key, Symbol("load", key))
 
     def number(self, part: Part, declared: Number) -> Any:
+        if part in self.early:
+            return self.number_before(part, declared)
         return Symbol("row", ("each" if part.per_tensor(declared) else "number", declared.key, None))
 
     def number_before(self, part: Part, declared: Number) -> Any:
         return Symbol("row", ("each_before" if part.per_tensor(declared) else "before", declared.key, None))
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
+        if letter.key == "weight_decay" and not self.decays:
+            return Symbol("const", 0.0)
         return Symbol("row", ("hyper", letter.key, letter.index))
 
     def public(self, name: str) -> Any:
@@ -154,7 +196,7 @@ class TraceFrame(Frame):
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
-            return Place(TraceFrame(self.parts, self.maximize), part)
+            return Place(TraceFrame(self.parts, self.maximize, self.decays, self.early), part)
         return super().read(part, name)
 
     def write(self, part: Part, name: str, value: Any) -> None:
@@ -183,9 +225,13 @@ def compensated(program: Program) -> Program:
     return Program(stores, [exact(q) for q in program.sums], program.apart)
 
 
-def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -> Program:
+def trace(parts: dict[str, Any], verbs: Verbs, maximize: bool, decays: bool = True) -> Program:
     """The program of a sweep's verbs, run in order on one place."""
-    frame = TraceFrame(parts, maximize)
+    return run(TraceFrame(parts, maximize, decays), verbs)
+
+
+def run(frame: TraceFrame, verbs: Verbs) -> Program:
+    parts = frame.parts
     sums: list[Symbol] = []
     apart: dict[str, list[bool]] = {}
     for role, verb in verbs:
@@ -207,3 +253,42 @@ def trace(parts: dict[str, Any], verbs: list[tuple[str, str]], maximize: bool) -
             apart[role] = [isinstance(q, Each) for q in out]
             sums += [Symbol.lift(q.value if isinstance(q, Each) else q) for q in out]
     return Program(frame.fresh, sums, apart)
+
+
+@dataclasses.dataclass
+class Early:
+    """What is left to do for a move that went ahead with the numbers from before the decisions of its sweep.
+
+    `program` puts into p what the decisions changed; None if they change nothing the move reads. `numbers` are those it
+    depends on, as the columns of a table.
+    """
+
+    program: Program | None
+    numbers: list[Column]
+
+
+def early(parts: dict[str, Any], deciders: list[str], maximize: bool, decays: bool = True) -> Early | None:
+    """Whether the move can be done before the decisions of these roles, in the sweep whose sums they read.
+
+    It can if it reads no number of theirs, or only such as seldom change: then the difference is added to p later, in
+    the steps in which they did. That needs a move that is affine in the step, with weight decay that does not change.
+    """
+    decided = [parts[role] for role in deciders]
+
+    def moved(p: Symbol, before: list[Part]) -> tuple[Program, Symbol]:
+        frame = TraceFrame(parts, maximize, decays, before)
+        frame.fresh["p"] = p
+        return run(frame, [("iterate", "move")]), Symbol.lift(frame.read(parts["iterate"], "rate"))
+
+    (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
+    if all(same(value, then.stores[key]) for key, value in now.stores.items()):
+        return Early(None, [])
+    rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
+    numbers = {n.key: n for part in decided for n in part.numbers().values()}
+    changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
+    if set(now.stores) != {"p"} or not parts["iterate"].affine or not all(numbers[key].seldom for _, key, _ in changed):
+        return None
+    if not same(rate, rate_then):
+        return None
+    new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
+    return Early(Program({"p": Symbol("load", "p") + (new - old)}, [], {}), changed)

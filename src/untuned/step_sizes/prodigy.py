@@ -44,7 +44,7 @@ class Prodigy(StepSize):
     reads_displacement: ClassVar[bool] = True
     s = slot("s")
     x0 = slot("p0", start="start")
-    d = number("d0")
+    d = number("d0", seldom=True)
     d_max = number("d0")
     d_hat = number(0.0)
     r = number(0.0, key="d_numerator", each=True)

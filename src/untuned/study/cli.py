@@ -201,7 +201,10 @@ def list_methods_and_tasks() -> None:
 
 
 @app.command()
-def show(method: Annotated[str, typer.Argument(help="A name from `untuned list`.")]) -> None:
+def show(
+    method: Annotated[str, typer.Argument(help="A name from `untuned list`.")],
+    program: Annotated[bool, typer.Option("--program", help="Show what kernels do to every element instead.")] = False,
+) -> None:
     """Show a method and its parts: paper, equations, cost, options with defaults."""
     import inspect
 
@@ -209,16 +212,21 @@ def show(method: Annotated[str, typer.Argument(help="A name from `untuned list`.
 
     import untuned
     from untuned.core.engine import EngineOptions
+    from untuned.kernels.sweep import describe
     from untuned.study.config import known_method
 
     found = untuned.get(known_method(method))
+    given = {"samples": 1} if found.records_samples else {}
+    optimizer = untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name, **given)
+    if program:
+        print(describe(optimizer))
+        return
     print(f"{found.name}: {found.summary}, {found.paper}\n\n{inspect.getdoc(found.optimizer)}\n\nOptions\n")
     for option in list(inspect.signature(found.optimizer).parameters.values())[1:]:
         if option.kind is not option.VAR_KEYWORD:
             print(f"    {option.name}" + ("" if option.default is option.empty else f" = {option.default!r}"))
     print(f"\n{inspect.getdoc(EngineOptions)}")
-    given = {"samples": 1} if found.records_samples else {}
-    for role, part in untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name, **given).parts.items():
+    for role, part in optimizer.parts.items():
         print(f"\n{role.replace('_', ' ').capitalize()}: {type(part).__name__}\n\n{inspect.getdoc(part)}")
 
 

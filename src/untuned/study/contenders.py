@@ -139,9 +139,7 @@ class Contender:
             return 7 * sum(p.nbytes for p in self.params)  # p g m v in, p m v out
         if not isinstance(self.optimizer, untuned.Optimizer):
             return None
-        sweeps = [sweep for sweep, _ in self.optimizer._plan]
-        sweeps += [self.optimizer._guard] if self.optimizer.skip_nonfinite else []
-        streams = [key for sweep in sweeps for keys in sweep.program.streams() for key in keys]
+        streams = self.optimizer._tensors.streams(guard=self.optimizer.skip_nonfinite)
         held = [{"p": p, "g": g} | self.optimizer.state[p] for p, g in zip(self.params, self.gradients, strict=True)]
         return sum(tensors[key].nbytes for tensors in held for key in streams)
 

@@ -1,0 +1,98 @@
+"""Tensors that one kernel call takes, and where their elements lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter, is_, itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from untuned.core.buckets import Bucket, gradient, local
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
+
+Dtypes = tuple[tuple[str, torch.dtype], ...]  # of every stream: p, g and slots by their keys
+Where = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elements elsewhere
+
+
+class Batch:
+    """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step."""
+
+    def __init__(self, dtypes: Dtypes, where: Where) -> None:
+        self.dtypes = dict(dtypes)
+        self.params = [bucket.params[j] for _, bucket, j in where]
+        self.states = [bucket.states[j] for _, bucket, j in where]
+        self.slots = {key: list(map(itemgetter(key), self.states)) for key in self.dtypes if key not in "pg"}
+        self.device = self.params[0].device
+        self.sizes = [local(p).numel() for p in self.params]
+        self.sharded = any(local(p) is not p for p in self.params)
+        self.calls: dict[Any, Any] = {}  # a kernel call for every sweep
+        self.buckets = {number: bucket for number, bucket, _ in where}
+        self.spans: list[tuple[int, Any, slice]] = []  # a bucket, tensors in it, and their rows here
+        for number, bucket in self.buckets.items():
+            rows = [row for row, (n, _, _) in enumerate(where) if n == number]
+            index = np.array([where[row][2] for row in rows])
+            members = slice(None) if len(rows) == len(bucket.params) else index
+            self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
+        self.dtype = self.params[0].dtype
+        self.permuted = [row for row, p in enumerate(self.params) if not local(p).is_contiguous()]
+        self.seen: list[Any] = []
+        self.addresses: list[list[int]] = []
+        self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams, tensors]
+
+    def found(self) -> bool:
+        """Look up the addresses of all streams; False if anything else about them is not as it was the last time.
+
+        Storage may move under the same parameter or slot, and gradients are new tensors in every step. `map` is several
+        times as fast as a loop, which counts in a step on thousands of small tensors.
+        """
+        if not all(all(map(is_, map(itemgetter(key), self.states), held)) for key, held in self.slots.items()):
+            return False
+        streams = {"p": self.params, "g": list(map(gradient, self.params)), **self.slots}
+        if self.sharded:
+            streams = {key: list(map(local, tensors)) for key, tensors in streams.items()}
+        try:
+            addresses = [list(map(torch.Tensor.data_ptr, streams[key])) for key in self.dtypes]
+            seen = [list(map(of, streams[key])) for key, of in _SEEN]
+            seen += [streams[key][row].stride() for key in "pg" for row in self.permuted]
+        except RuntimeError:  # a sparse gradient has neither strides nor an address
+            return False
+        if addresses != self.addresses:
+            if any(p.dtype != self.dtype or p.device != self.device for p in self.params):
+                return False
+            self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
+        known, self.seen = self.seen or seen, seen
+        return known == seen
+
+
+_SEEN: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("p", torch.Tensor.is_contiguous),
+    ("g", torch.Tensor.is_contiguous),
+    ("g", torch.Tensor.numel),
+    ("g", attrgetter("dtype")),
+    ("g", type),
+    ("g", torch.Tensor.is_neg),
+)
+
+
+def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:
+    """The dtypes of the streams if a kernel can take this tensor: in one block of memory each, in equal order."""
+    x = local(p)
+    blocks = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    streams = [(key, _stream(opt, p, key)) for key in keys]
+    same = all(
+        type(t) in _PLAIN and t.dtype in types and t.stride() == x.stride() and t.shape == x.shape and not t.is_neg()
+        for _, t in streams
+    )
+    return tuple((key, t.dtype) for key, t in streams) if x.numel() and blocks and same else None
+
+
+def _stream(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
+    if key == "g":
+        assert p.grad is not None
+        return local(p.grad)
+    return local(p if key == "p" else opt.state[p][key])

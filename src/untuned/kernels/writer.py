@@ -1,0 +1,136 @@
+"""A walk over a program that writes it down in some language: values once, scalars before the loop over elements."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from untuned.kernels.program import Column, Program, Symbol
+
+_INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
+_CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
+
+
+class Writer(abc.ABC):
+    """The lines of one program for one combination of dtypes, and what they need to know.
+
+    `keys` are the rows of the table of addresses; `columns` become those of the table of scalars.
+    """
+
+    def __init__(self, program: Program, dtypes: dict[str, str]) -> None:
+        self.keys, self.dtypes = list(dtypes), dtypes
+        self.names: dict[Any, str] = {}
+        self.casts: dict[str, str] = {}
+        self.columns: list[Column] = []
+        self.opened: set[str] = set()
+        self.head: list[str] = []  # once per chunk; the others once per element
+        self.loads: list[str] = []
+        self.body: list[str] = []
+        self.totals: dict[str, str] = {}  # summand -> the name of its sum
+        self.sums: list[str] = []  # the value of each sum of the program
+        stores = {key: self.element(value) for key, value in program.stores.items()}
+        for value in program.sums:
+            summand, factor = without_flat_factors(value)
+            total = self.totals.setdefault(self.element(summand), f"r{len(self.totals)}")
+            self.sums.append(self.scaled(total, None if factor is None else self.value(factor)))
+        for key in stores:
+            self.stream(key)
+        self.stores = stores
+
+    @abc.abstractmethod
+    def opening(self, name: str, key: str) -> str: ...
+
+    @abc.abstractmethod
+    def cast(self, name: str) -> str: ...
+
+    @abc.abstractmethod
+    def scaled(self, total: str, factor: str | None) -> str: ...
+
+    @abc.abstractmethod
+    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str: ...
+
+    def stream(self, key: str) -> str:
+        name = f"s{self.keys.index(key)}"
+        if key not in self.opened:
+            self.opened.add(key)
+            self.head.append(self.opening(name, key))
+        return name
+
+    def column(self, column: Column) -> int:
+        """Its place in the table, whose first column says whether the tensor may change."""
+        if column not in self.columns:
+            self.columns.append(column)
+        return self.columns.index(column) + 1
+
+    def element(self, q: Symbol) -> str:
+        """The value in the arithmetic of elements: a flat one is cast once per chunk."""
+        name = self.value(q)
+        if not q.flat or q.op in _CONDITIONS:
+            return name
+        if name not in self.casts:
+            cast = self.cast(name)
+            self.casts[name] = name if cast == name else f"e{name}"
+            self.head += [f"e{name} = {cast}"] if cast != name else []
+        return self.casts[name]
+
+    def value(self, q: Symbol) -> str:
+        if q.op in ("load", "row", "const"):
+            key: Any = (q.op, q.args[0])
+        else:
+            key = (q.op, *((self.value if q.flat else self.element)(a) for a in q.args))
+        if key not in self.names:
+            name = self.names[key] = f"v{len(self.names)}"
+            lines = self.head if q.flat else self.loads if q.op == "load" else self.body
+            lines.append(f"{name} = {self.expression(q, key[1:])}")
+        return self.names[key]
+
+
+def without_flat_factors(q: Symbol) -> tuple[Symbol, Symbol | None]:
+    """A summand and the flat factor to multiply its sum by: sums that differ in one only share their loop."""
+    factor: Symbol | None = None
+    while not q.flat:
+        if q.op == "*" and q.args[0].flat:
+            q, flat = q.args[1], q.args[0]
+        elif q.op == "*" and q.args[1].flat:
+            q, flat = q.args
+        elif q.op == "/" and q.args[1].flat:
+            q, flat = q.args[0], 1 / q.args[1]
+        elif q.op == "neg":
+            q, flat = q.args[0], Symbol.lift(-1.0)
+        else:
+            break
+        factor = flat if factor is None else factor * flat
+    return q, factor
+
+
+class Text(Writer):
+    """A program for people to read."""
+
+    def __init__(self, program: Program) -> None:
+        read, written = program.streams()
+        super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"))
+        stores = [f"store {key} = {value}" for key, value in self.stores.items()]
+        adds = [f"{total} += {summand}" for summand, total in self.totals.items()]
+        lines = ["once per chunk", *self.head, "for every element", *self.loads, *self.body, *adds, *stores]
+        lines += ["per chunk", *(f"sum {j} = {value}" for j, value in enumerate(self.sums))] if self.sums else []
+        self.lines = [line if line.endswith(("chunk", "element")) else f"    {line}" for line in lines if line]
+
+    def opening(self, name: str, key: str) -> str:
+        return ""
+
+    def cast(self, name: str) -> str:
+        return name
+
+    def scaled(self, total: str, factor: str | None) -> str:
+        return total if factor is None else f"{total} * {factor}"
+
+    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
+        if q.op == "load":
+            return f"load {args[0]}"
+        if q.op == "row":
+            kind, key, position = args[0]
+            name = key if position is None else f"{key}[{position}]"
+            return f"{name} before the step" if kind.endswith("before") else name
+        if q.op == "const":
+            return f"{args[0]:g}"
+        return f"{args[0]} {q.op} {args[1]}" if q.op in _INFIX else f"{q.op}({', '.join(args)})"
