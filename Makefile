@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-distributed test-parity replay check format clean
+.PHONY: demo test test-slow test-distributed test-parity test-integrations replay check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/untuned compare --out demo
@@ -27,6 +27,11 @@ test-distributed: $(VENV)/installed
 test-parity: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m parity
+
+# timm needs a torchvision made for the torch at hand; see docs/integrations/timm.md.
+test-integrations: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[accelerate,huggingface,lightning,loggers,ray,timm]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m integrations tests/integrations
 
 replay: $(VENV)/installed
 	$(BIN)/untuned data fetch mnist

@@ -97,7 +97,7 @@ def test_momo_with_momentum_lower_bound_and_two_groups_by_hand() -> None:
 
 def test_momo_adam_by_hand() -> None:
     """First step of Adam: m = 0.1 g, D = |g|, weights 0.1; lr_effective is that of the corrected direction m / 0.1."""
-    optimizer = untuned.MoMoAdam([scalar(4.0)], lr=10.0, eps=0.0)
+    optimizer = untuned.MoMoAdam([scalar(4.0)], lr=10.0, eps=1e-300)
     found = step(optimizer, 2.0, loss=3.0)
     assert found["weights"] == pytest.approx(0.1)
     assert found["lr_effective"] == pytest.approx(1.5, rel=1e-12)  # 3 / |g|: the linear model reaches 0 there

@@ -12,7 +12,7 @@ from untuned.core.parts import StepSize
 from untuned.directions import TAM, Adam, Gradient, Momentum
 from untuned.iterates import Mechanic, ScheduleFree
 from untuned.kernels import native
-from untuned.kernels.program import trace
+from untuned.kernels.program import TraceFrame, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
 from untuned.weight_decay import Proximal
 
@@ -285,7 +285,7 @@ def test_bodies_that_cannot_be_traced_are_refused_at_construction(rule: type[Ste
 
 def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
     optimizer = untuned.AdamW([torch.nn.Parameter(torch.ones(3))])
-    program = trace(optimizer.parts, [("direction", "accumulate"), ("iterate", "move")], maximize=False)
+    program = trace(TraceFrame(optimizer), [("direction", "accumulate"), ("iterate", "move")])
     types = dict.fromkeys(("p", "g", "exp_avg", "exp_avg_sq"), "float32")
     source = native.NumbaWriter(program, types, parallel=False).source
     loop = source[source.index("for i in range(n):") :]

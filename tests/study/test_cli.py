@@ -193,3 +193,9 @@ def test_the_same_if_only_what_a_command_needs_is_missing(run: Untuned, monkeypa
     status, output, error = run("compare", "tiny:Line")
     assert (status, output) == (1, "")
     assert error == 'untuned: pydantic is missing; run: pip install "untuned[study]"\n'
+
+
+def test_show_prints_the_program_of_the_kernels(run: Untuned) -> None:
+    _, result, _ = run("show", "prodigy", "--program")
+    assert "sweep 1: reads exp_avg, exp_avg_sq, g, p, p0, s; writes exp_avg, exp_avg_sq, p, s; 40 bytes" in result
+    assert "sweep 2, only in steps that change d:" in result

@@ -61,6 +61,8 @@ class Bucket:
     on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
     t: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # steps each has taken, float64
     before: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # numbers when the step began
+    positions: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # among all parameters
+    noise: torch.Tensor | None = None  # for each tensor, what the random bits of this step follow from
     begun: bool = False  # whether the start-point slots of all are filled
 
 

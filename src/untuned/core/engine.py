@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 import torch
 
 from untuned._version import __version__
-from untuned.core import capabilities, state, totals
+from untuned.core import capabilities, rounding, state, totals
 from untuned.core.buckets import Bucket, Group, arrange, check_gradient, signature, takes_part
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
@@ -32,6 +32,9 @@ PARAMETER_DTYPES = (*SLOT_DTYPES, torch.float16)
 ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
 
 
+_OPTIONS = ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum", "stochastic_rounding", "clip_grad_norm")
+
+
 class EngineOptions(TypedDict, total=False):
     """Options every optimizer of the library takes, by keyword.
 
@@ -41,7 +44,11 @@ class EngineOptions(TypedDict, total=False):
     float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over whose ranks
     the loss is averaged, "world" (default; with tensor parallelism give the data-parallel group), or None for one that
     is already averaged. kahan_sum: keep what rounding takes from float16 and bfloat16 parameters in a slot, so that
-    small steps add up (default None: for methods that measure how far the parameters moved). execution: "reference"
+    small steps add up (default None: for methods that measure how far the parameters moved). stochastic_rounding: round
+    bfloat16 parameters and slots up or down at random instead, without bias and without memory. clip_grad_norm: scale
+    gradients so that their norm, over all tensors that take part, is at most this (default None: no clipping), as
+    `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the norm from before is in
+    `metrics()["grad_norm"]`. execution: "reference"
     runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist.
     """
 
@@ -50,6 +57,8 @@ class EngineOptions(TypedDict, total=False):
     slot_dtype: torch.dtype | None
     loss_group: Any
     kahan_sum: bool | None
+    stochastic_rounding: bool
+    clip_grad_norm: float | None
     execution: str
 
 
@@ -73,6 +82,8 @@ class Optimizer(torch.optim.Optimizer):
         slot_dtype: torch.dtype | None = None,
         loss_group: Any = "world",
         kahan_sum: bool | None = None,
+        stochastic_rounding: bool = False,
+        clip_grad_norm: float | None = None,
         execution: str = "auto",
     ) -> None:
         self.parts: dict[str, Any] = {
@@ -88,6 +99,10 @@ class Optimizer(torch.optim.Optimizer):
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
         if kahan_sum is not None:
             check_flag(self._title, "kahan_sum", kahan_sum)
+        if check_flag(self._title, "stochastic_rounding", stochastic_rounding) and kahan_sum:
+            raise ValueError(f"{self._title}: stochastic_rounding and kahan_sum have one purpose: choose one of them.")
+        if clip_grad_norm is not None and not (is_real(clip_grad_norm) and clip_grad_norm > 0):
+            raise ValueError(f"{self._title}: clip_grad_norm must be None or a number above 0, not {clip_grad_norm!r}.")
         if slot_dtype not in (None, *SLOT_DTYPES):
             raise TypeError(
                 f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."
@@ -99,14 +114,17 @@ class Optimizer(torch.optim.Optimizer):
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
         self.loss_group, self.kahan_sum, self.execution = loss_group, kahan_sum, execution
+        self.stochastic_rounding, self.clip_grad_norm = stochastic_rounding, clip_grad_norm
         self._prepare()
         super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
 
     def _prepare(self) -> None:
         """Everything that follows from the parts and is not saved."""
         self._plan = sweep.of_plan(self, plan(self.parts))
-        self._guard = sweep.guard()
-        self._tensors = sweep.Tensors([self._guard, *(one for one, _ in self._plan)])
+        self._guard = sweep.guard(clips=self.clip_grad_norm is not None)
+        self.grad_norm: torch.Tensor | None = None  # before clipping
+        self.clip = torch.ones((), dtype=torch.float64)  # the factor of the gradients in this step
+        self._tensors = sweep.Tensors([self._guard, *(one for one, _ in self._plan)], self.stochastic_rounding)
         self._arranged: tuple[list[object], list[Bucket]] = [], []
         self.before: dict[int, dict[str, torch.Tensor]] = {}  # numbers of each group when the step began
         self.loss: torch.Tensor | None = None
@@ -172,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
                 state.create_slots(self, p, group)
 
     def _check_group(self, group: Group) -> None:
-        fixed = {key: getattr(self, key) for key in ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum")}
+        fixed = {key: getattr(self, key) for key in _OPTIONS}
         for part in self.parts.values():
             for name, field in part.fields.items():
                 if name in part.hypers():
@@ -216,7 +234,7 @@ class Optimizer(torch.optim.Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("parts", "maximize", "skip_nonfinite", "slot_dtype", "loss_group", "kahan_sum", "execution")
+        kept = ("parts", "loss_group", "execution", *_OPTIONS)
         return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
@@ -235,10 +253,31 @@ class Optimizer(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave; raises `ValueError` and changes nothing if it belongs to another method."""
-        state.check_loadable(self, state_dict)
-        super().load_state_dict(state_dict)
-        state.restore(self, state_dict)
+        """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
+
+        Raises `ValueError` or `TypeError` and changes nothing if it belongs to another method or is spoiled.
+        """
+        if not isinstance(state_dict, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            state.check_loadable(self, state_dict)  # says so; torch would copy it for the hooks
+        loaded: dict[str, Any] = {}
+
+        def accept(opt: torch.optim.Optimizer, adapted: dict[str, Any]) -> None:
+            state.check_loadable(self, adapted)
+            loaded.update(adapted)
+
+        def restore(opt: torch.optim.Optimizer) -> None:
+            state.restore(self, loaded)
+
+        # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
+        ours = (
+            self.register_load_state_dict_pre_hook(accept),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in ours:
+                hook.remove()
 
     # ------------------------------------------------------------------ the step
 
@@ -331,8 +370,10 @@ class Optimizer(torch.optim.Optimizer):
                         state.create_slots(self, p, group)
                     state.follow_parameter(self, p)
             buckets = arrange(self.param_groups, self.state)
+            position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
+                bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self._tensors.arrange(self, buckets)
             self._arranged = now, buckets
         for bucket in buckets:
@@ -380,9 +421,14 @@ class Optimizer(torch.optim.Optimizer):
         for bucket in buckets:
             lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
             bucket.on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
-        if self.skip_nonfinite:
-            ok = (self._rows(self._guard, buckets) == 0).all()
-            self._go_on_if(buckets, ok if self.loss is None else ok & torch.isfinite(self.loss))
+        if self.skip_nonfinite or self.clip_grad_norm is not None:
+            bad, *squares = self._rows(self._guard, buckets).unbind(1)
+            if self.skip_nonfinite:
+                ok = (bad == 0).all()
+                self._go_on_if(buckets, ok if self.loss is None else ok & torch.isfinite(self.loss))
+            if self.clip_grad_norm is not None:
+                self.grad_norm = squares[0].sum().sqrt()
+                self.clip = (self.clip_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)  # torch's 1e-6
         for bucket in buckets:
             for p in () if bucket.begun else bucket.params:
                 if p not in self._begun:
@@ -397,6 +443,8 @@ class Optimizer(torch.optim.Optimizer):
         for bucket in buckets:
             on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
             bucket.t = bucket.numbers["step"].add_(on).double()
+            if self.stochastic_rounding:
+                bucket.noise = rounding.keys(first["steps"].to(bucket.device), bucket.positions)
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
                 weights = self.parts["direction"].weight(frame.place("direction"))
@@ -524,6 +572,8 @@ class Optimizer(torch.optim.Optimizer):
                 elif not part.per_tensor(n) and first[n.key].dim() == 0:
                     found[n.key] = first[n.key]
         found |= {"steps": first["steps"], "skipped": first["skipped"]}
+        if self.grad_norm is not None:
+            found["grad_norm"] = self.grad_norm
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
         values = dict(zip(found, read.tolist(), strict=True))
         for part in self.parts.values():

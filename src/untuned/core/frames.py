@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from untuned.core import rounding
 from untuned.core.buckets import Bucket, Group, local, sliced
-from untuned.core.declare import Hyper, Number, Slot
+from untuned.core.declare import Hyper, Number
 from untuned.core.place import Frame, Place
 from untuned.core.totals import joined
 
@@ -30,6 +31,11 @@ def number_from(value: Any, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=device)
 
 
+def in_memory(t: torch.Tensor) -> torch.Tensor:
+    """The elements of a tensor that fills one block of memory, in their order there."""
+    return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
+
+
 def _hyper(group: Group, letter: Hyper) -> Any:
     value = group[letter.key]
     if letter.index is not None:
@@ -38,18 +44,22 @@ def _hyper(group: Group, letter: Hyper) -> Any:
 
 
 class ElementFrame(Frame):
-    """One tensor (its local shard) in one sweep: loads in the arithmetic dtype, stores on `commit`."""
+    """One tensor (its local shard), or a block of its memory, in one sweep: loads in the arithmetic dtype, stores on
+    `commit`."""
 
-    def __init__(self, opt: Optimizer, bucket: Bucket, i: int, every: int = 1) -> None:
+    def __init__(self, opt: Optimizer, bucket: Bucket, i: int, every: int = 1, block: slice | None = None) -> None:
         super().__init__(opt.parts)
-        self.opt, self.bucket, self.i, self.every = opt, bucket, i, every
+        self.opt, self.bucket, self.i, self.every, self.block = opt, bucket, i, every, block
         self.param = bucket.params[i]
         self.state = opt.state[self.param]
         self.loads: dict[str, torch.Tensor] = {}
         self.fresh: dict[str, Any] = {}
 
     def _target(self, key: str) -> torch.Tensor:
-        return local(self.param.detach() if key == "p" else self.state[key])
+        return self._seen(self.param.detach() if key == "p" else self.state[key])
+
+    def _seen(self, t: torch.Tensor) -> torch.Tensor:
+        return local(t) if self.block is None else in_memory(local(t))[self.block]
 
     def load(self, key: str) -> torch.Tensor:
         if key not in self.loads:
@@ -61,11 +71,15 @@ class ElementFrame(Frame):
             self.loads[key] = sliced(t, self.every) if key == "p" else t
         return self.loads[key]
 
-    def _raw_gradient(self) -> torch.Tensor:
+    def gradient_as_given(self) -> torch.Tensor:
         assert self.param.grad is not None
-        g = sliced(local(self.param.grad), self.every)
-        g = g.float() if g.dtype in LOW_PRECISION else g
-        return -g if self.opt.maximize else g
+        g = sliced(self._seen(self.param.grad), self.every)
+        return g.float() if g.dtype in LOW_PRECISION else g
+
+    def _raw_gradient(self) -> torch.Tensor:
+        g = self.gradient_as_given()
+        g = -g if self.opt.maximize else g
+        return g if self.opt.clip_grad_norm is None else g * self.opt.clip.to(g.device)
 
     def _gradient(self) -> Any:
         if "g" not in self.loads:
@@ -109,19 +123,13 @@ class ElementFrame(Frame):
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
-            old = ElementFrame(self.opt, self.bucket, self.i, self.every)
+            old = ElementFrame(self.opt, self.bucket, self.i, self.every, self.block)
             old.loads = self.loads
             return Place(old, part)
         return super().read(part, name)
 
     def write(self, part: Part, name: str, value: Any) -> None:
-        letter = part.letters.get(name)
-        if isinstance(letter, Slot):
-            self.fresh[letter.key] = value
-        elif name == "p" and part is self.parts["iterate"]:
-            self.fresh["p"] = value
-        else:
-            raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+        self.fresh[self.written(part, name)] = value
 
     def commit(self) -> None:
         on = self.bucket.on
@@ -132,6 +140,9 @@ class ElementFrame(Frame):
             self.fresh[COMPENSATION] = self.fresh["p"] - self.fresh["p"].to(self.param.dtype)
         for key, value in self.fresh.items():
             target = self._target(key)
+            if self.opt.stochastic_rounding and target.dtype == torch.bfloat16 and self.bucket.noise is not None:
+                first = 0 if self.block is None else self.block.start
+                value = rounding.to_bfloat16(value, self.bucket.noise[self.i], key, first)
             target.copy_(value if on is None else torch.where(on, value.to(target.dtype), target))
 
 

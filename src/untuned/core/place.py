@@ -81,6 +81,15 @@ class Frame:
     def write(self, part: Part, name: str, value: Any) -> None:
         raise AttributeError(f"{part.name}: x.{name} cannot be written here.")
 
+    def written(self, part: Part, name: str) -> str:
+        """The key of what a verb writes to."""
+        letter = part.letters.get(name)
+        if isinstance(letter, Slot):
+            return letter.key
+        if name == "p" and part is self.parts["iterate"]:
+            return "p"
+        raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+
     def slot(self, key: str) -> Any:
         raise AttributeError(f"a scalar decision cannot read the slot {key!r}: it has one value per element.")
 

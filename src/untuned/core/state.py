@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from untuned.core.buckets import Bucket, Group, sliced
-from untuned.core.declare import Number, Slot
+from untuned.core.declare import Number, Slot, check, check_flag, is_real
 from untuned.core.frames import COMPENSATION, LOW_PRECISION, number_from
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 def _slots(opt: Optimizer, p: torch.Tensor) -> dict[str, Slot]:
     slots = {s.key: s for part in opt.parts.values() for s in part.slots().values()}
-    kahan = any(part.reads_displacement for part in opt.parts.values()) if opt.kahan_sum is None else opt.kahan_sum
-    if kahan and p.dtype in LOW_PRECISION:
+    moved = any(part.reads_displacement for part in opt.parts.values()) and not opt.stochastic_rounding
+    if (moved if opt.kahan_sum is None else opt.kahan_sum) and p.dtype in LOW_PRECISION:
         slots[COMPENSATION] = Slot(COMPENSATION, 0.0)
     return slots
 
@@ -149,20 +149,34 @@ def tie_numbers(opt: Optimizer) -> None:
                 group[key] = number_from(source[key], opt.device)  # the object itself, if it is a number already
 
 
-def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another method before anything is loaded."""
+def check_loadable(opt: Optimizer, state_dict: Any) -> None:
+    """Refuse what cannot be loaded before anything is; the error names the first thing that does not fit."""
     name = opt._title
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(f"{name}: a state dict has the keys 'state' and 'param_groups'; this one has not.")
-    for group in state_dict["param_groups"]:
+    groups, states = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(states, dict):
+        raise TypeError(f"{name}: 'state' of a state dict must be a dict, not a {type(states).__name__}.")
+    if not isinstance(groups, list | tuple) or not all(isinstance(g, dict) for g in groups):
+        raise TypeError(f"{name}: 'param_groups' of a state dict must be a list of dicts, not {groups!r}.")
+    for group in groups:
+        saved = group.get("params")
+        if not isinstance(saved, list | tuple) or not all(isinstance(i, int | str) for i in saved):
+            raise TypeError(f"{name}: 'params' of a saved group must list the parameters, not be {saved!r}.")
         if (method := group.get("method", opt.recipe)) != opt.recipe:
             raise ValueError(
                 f"{name}: another method saved this checkpoint, {method}, not {opt.recipe}. "
                 f"Load it into the optimizer that saved it."
             )
-    numbers = {n.key for _, n in _numbers(opt, per_tensor=True)} | ({"step", "rho"} if opt.corrects else {"step"})
+    ids = [i for group in groups for i in group["params"]]
+    if len({*ids}) < len(ids):
+        raise ValueError(f"{name}: 'params' of this checkpoint names a parameter twice. It is not one that was saved.")
+    numbers = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=True)}
+    numbers |= {key: number_from(0.0, opt.device) for key in (("step", "rho") if opt.corrects else ("step",))}
     for i, p in _saved_parameters(opt, state_dict):
-        held = state_dict["state"].get(i)
+        held = states.get(i)
+        if held is not None and not isinstance(held, dict):
+            raise TypeError(f"{name}: the state of parameter {i} must be a dict, not a {type(held).__name__}.")
         if not held:
             if p.requires_grad:  # torch.distributed.checkpoint leaves the others out
                 raise ValueError(
@@ -170,20 +184,54 @@ def check_loadable(opt: Optimizer, state_dict: dict[str, Any]) -> None:
                     f"frozen when it was saved. In the latter case load it first and unfreeze the parameter then."
                 )
             continue
-        wanted = numbers | _slots(opt, p).keys()
-        if wrong := sorted((wanted ^ held.keys()) - {COMPENSATION}):
-            what = "has no" if wrong[0] in wanted else "has a foreign"
+        slots = _slots(opt, p)
+        if wrong := sorted(((numbers.keys() | slots.keys()) ^ held.keys()) - {COMPENSATION}):
+            what = "has a foreign" if wrong[0] in held else "has no"
             raise ValueError(
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it."
             )
-        for key in (key for key in _slots(opt, p) if key in held):
-            wanted_shape = tuple(_seen(opt, p, key).shape)
-            if (shape := tuple(getattr(held[key], "shape", ()))) != wanted_shape:
+        for key in (key for key in slots if key in held):
+            value, wanted = held[key], tuple(_seen(opt, p, key).shape)
+            if (shape := tuple(getattr(value, "shape", ()))) != wanted:
                 raise ValueError(
                     f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter needs "
-                    f"{wanted_shape}. Build the optimizer on the model that was saved, with its options."
+                    f"{wanted}. Build the optimizer on the model that was saved, with its options."
                 )
+            fits = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
+            if not fits or value.is_meta:
+                shown = f"{value.dtype} {value.layout} on {value.device}" if isinstance(value, torch.Tensor) else value
+                raise TypeError(f"{name}: {key!r} of parameter {i} must be a dense real tensor, not {shown}.")
+        for key, first in numbers.items():
+            _check_saved_number(name, f"{key!r} of parameter {i}", held[key], first)
+        if not float(held["step"]) >= 0:
+            raise ValueError(f"{name}: 'step' of parameter {i} must count steps, not be {float(held['step'])}.")
+    for group in groups:
+        _check_saved_group(opt, group)
+
+
+def _check_saved_group(opt: Optimizer, group: Group) -> None:
+    name = opt._title
+    for part in opt.parts.values():
+        for key in (key for key in part.hypers() if key in group):
+            check(part.name, part.fields[key], group[key])
+    check_flag(name, "training", group.get("training", True))
+    zero = number_from(0.0, opt.device)
+    firsts = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=False)}
+    for key, first in ({"steps": zero, "skipped": zero} | firsts).items():
+        if key in group:
+            _check_saved_number(name, f"{key!r} of a group", group[key], first)
+
+
+def _check_saved_number(name: str, what: str, value: Any, first: torch.Tensor) -> None:
+    if isinstance(value, torch.Tensor) and not (value.is_complex() or value.is_meta):
+        if value.shape != first.shape:
+            raise ValueError(
+                f"{name}: {what} has shape {tuple(value.shape)} in this checkpoint, not {tuple(first.shape)}. "
+                f"Build the optimizer with the options of the one that was saved."
+            )
+    elif first.dim() or not is_real(value):
+        raise TypeError(f"{name}: {what} must be a number, not {value!r}.")
 
 
 def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Any, torch.Tensor]]:

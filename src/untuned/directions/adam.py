@@ -22,7 +22,7 @@ class Adam(Direction):
     """
 
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")
-    eps: float = hyper(default=1e-8, within="[0, inf)")
+    eps: float = hyper(default=1e-8, within="(0, inf)")
     correct: bool = True
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     m = slot("exp_avg")

@@ -21,7 +21,7 @@ class Adan(Direction):
     """
 
     betas: tuple[float, float, float] = hyper(default=(0.98, 0.92, 0.99), within="[0, 1)")
-    eps: float = hyper(default=1e-8, within="[0, inf)")
+    eps: float = hyper(default=1e-8, within="(0, inf)")
     gives: ClassVar[frozenset[str]] = frozenset({"diagonal", "weighted"})
     lacks: ClassVar[dict[str, str]] = {"average": "Adan adds an average of gradient differences"}
     before = slot("previous_grad")

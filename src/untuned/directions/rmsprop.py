@@ -20,7 +20,7 @@ class RMSProp(Direction):
     """
 
     beta2: float = hyper(default=0.999, within="[0, 1)")
-    eps: float = hyper(default=1e-8, within="[0, inf)")
+    eps: float = hyper(default=1e-8, within="(0, inf)")
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     v = slot("exp_avg_sq")
 

@@ -75,7 +75,7 @@ class AdaTAM(Direction):
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")
     decay: float = hyper(default=0.9, within="[0, 1]")
     floor: float = hyper(default=1e-8, within="[0, inf)")
-    eps: float = hyper(default=1e-8, within="[0, inf)")
+    eps: float = hyper(default=1e-8, within="(0, inf)")
     scope: str = choice(default="tensor", others=("group", "model"))
     m = slot("exp_avg")
     v = slot("exp_avg_sq")

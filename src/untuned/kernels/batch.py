@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from untuned.core.buckets import Bucket, gradient, local
+from untuned.kernels.program import Column
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -35,7 +36,7 @@ class Batch:
         self.spans: list[tuple[int, Any, slice]] = []  # a bucket, tensors in it, and their rows here
         for number, bucket in self.buckets.items():
             rows = [row for row, (n, _, _) in enumerate(where) if n == number]
-            index = np.array([where[row][2] for row in rows])
+            index = torch.tensor([where[row][2] for row in rows], device=self.device)
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
         self.dtype = self.params[0].dtype
@@ -96,3 +97,21 @@ def _stream(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
         assert p.grad is not None
         return local(p.grad)
     return local(p if key == "p" else opt.state[p][key])
+
+
+PER_TENSOR = {"t", "rho", "each", "each_before", "noise"}  # kinds of columns with a value for each tensor of a bucket
+
+
+def scalar(opt: Optimizer, bucket: Bucket, column: Column) -> Any:
+    """What a column of the table of scalars holds for a bucket: a number, a 0-dim tensor or a vector."""
+    kind, key, position = column
+    if kind in ("top", "clip"):
+        return getattr(opt, kind)
+    if kind in ("t", "noise"):
+        return getattr(bucket, kind)
+    if kind == "before":
+        return opt.before[id(bucket.group["params"])][key]
+    if kind in ("each", "rho", "each_before"):
+        return (bucket.before if kind == "each_before" else bucket.numbers)[key]
+    value = bucket.group["steps" if kind == "k" else key]
+    return value if position is None else value[position]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from untuned.core.buckets import Bucket
-from untuned.kernels.batch import Batch
+from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
 from untuned.kernels.program import Program, Symbol
 from untuned.kernels.writer import Writer
@@ -24,13 +23,15 @@ _ONE_AT_A_TIME = threading.Lock()
 CHUNK = 16384  # elements: the streams of a chunk fit a core's cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_CALLS = ("sqrt", "cbrt", "min", "max", "abs")
+_TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", "min": "min({0}, {1})", "max": "max({0}, {1})"}
+_TEMPLATES |= {name: f"{name}({{0}})" for name in ("sqrt", "cbrt", "abs")}
 
 _SOURCE = """\
 from math import sqrt
 import numpy as np
 from numba import njit, prange
-from untuned.kernels.pointers import bits_of, cbrt, float_of, view_bfloat16, view_float32, view_float64
+from untuned.kernels.pointers import bits_at_random, bits_of, cbrt, float_of
+from untuned.kernels.pointers import view_bfloat16, view_float32, view_float64
 
 T = np.{arithmetic}
 
@@ -57,6 +58,8 @@ class NumbaWriter(Writer):
         body = self.loads + self.body + [f"{total} += {summand}" for summand, total in self.totals.items()]
         for key, value in self.stores.items():
             stored = f"bits_of(np.float32({value}))" if dtypes[key] == "bfloat16" else value
+            if key in self.at_random:
+                stored = f"bits_at_random(np.float32({value}), k{self.keys.index(key)} + np.uint32(o + i))"
             body.append(f"{self.stream(key)}[i] = {stored}")
         lines = [
             *(f"        {line}" for line in head),
@@ -68,6 +71,9 @@ class NumbaWriter(Writer):
 
     def opening(self, name: str, key: str) -> str:
         return f"{name} = view_{self.dtypes[key]}(pointers[{self.keys.index(key)}, t], o, n)"
+
+    def key(self, name: str, stream: int) -> str:
+        return f"{name} = np.uint32(table[t, {self.column(('noise', 'noise', None))}]) ^ np.uint32({stream})"
 
     def cast(self, name: str) -> str:
         return f"T({name})"
@@ -83,18 +89,12 @@ class NumbaWriter(Writer):
             return f"table[t, {self.column(args[0])}]"
         if q.op == "const":
             return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
-        if q.op == "where":
-            return f"{args[1]} if {args[0]} else {args[2]}"
         if q.op == "round":
             bits = f"bits_of(np.float32({args[0]}))"
             return f"float_of({bits})" if self.dtypes["p"] == "bfloat16" else args[0]
-        if q.op == "neg":
-            return f"-{args[0]}"
         if q.op == "cbrt" and self.arithmetic == "float64":
             return f"{args[0]} ** (1 / 3)"
-        if q.op in _CALLS:
-            return f"{q.op}({', '.join(args)})"
-        return f"({args[0]}) {q.op} ({args[1]})"
+        return _TEMPLATES.get(q.op, f"({{0}}) {q.op} ({{1}})").format(*args)
 
 
 def _in_parallel(function: Any, arguments: tuple[Any, ...]) -> None:
@@ -134,7 +134,9 @@ class Call:
             bucket, flag = self.batch.buckets[number], flags[number]
             self.table[rows, 0] = True if flag is None else flag.numpy()
             for column, name in enumerate(self.writer.columns, start=1):
-                self.table[rows, column] = _scalar(opt, bucket, index, *name)
+                value = scalar(opt, bucket, name)
+                value = value.detach().numpy() if isinstance(value, torch.Tensor) else value  # memory, no dispatch
+                self.table[rows, column] = value[index] if name[0] in PER_TENSOR else value
         self.partial.fill(0.0)
         arguments = self.batch.pointers, self.tensor, self.offset, self.length, self.table, self.partial
         if self.parallel:
@@ -144,23 +146,3 @@ class Call:
         if "p" in self.writer.stores:
             torch.autograd.graph.increment_version(self.batch.params)
         return torch.from_numpy(np.add.reduceat(self.partial, self.first, axis=0, out=self.rows))
-
-
-def _scalar(opt: Optimizer, bucket: Bucket, index: Any, kind: str, key: str, position: int | None) -> Any:
-    """A column of the table for tensors of one bucket; numbers are read as memory, not by the dispatcher."""
-    if kind == "hyper":
-        value = bucket.group[key] if position is None else bucket.group[key][position]
-        return value.detach().numpy().reshape(()) if isinstance(value, torch.Tensor) else value
-    if kind == "top":
-        return opt.top.numpy() if isinstance(opt.top, torch.Tensor) else opt.top
-    if kind == "t":
-        return bucket.t.numpy()[index]
-    if kind in ("each", "rho"):
-        return bucket.numbers[key].numpy()[index]
-    if kind == "each_before":
-        return bucket.before[key].numpy()[index]
-    if kind == "k":
-        return bucket.group["steps"].numpy()
-    if kind == "before":
-        return opt.before[id(bucket.group["params"])][key].numpy()
-    return bucket.group[key].numpy()

@@ -10,12 +10,15 @@ import dataclasses
 import os
 import traceback
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from untuned.core.declare import Hyper, Number, Slot
+from untuned.core.declare import Hyper, Number
 from untuned.core.frames import COMPENSATION
 from untuned.core.parts import Part
 from untuned.core.place import Each, Frame, Place, Traced
+
+if TYPE_CHECKING:
+    from untuned.core.engine import Optimizer
 
 Verbs = list[tuple[str, str]]
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
@@ -62,55 +65,22 @@ class Symbol(Traced):
     def __bool__(self) -> bool:
         raise TypeError("a verb cannot branch on a value that differs between elements or steps: use where().")
 
-    def __add__(self, q: Any) -> Symbol:
-        return self.call("+", self, q)
-
-    def __radd__(self, q: Any) -> Symbol:
-        return self.call("+", q, self)
-
-    def __sub__(self, q: Any) -> Symbol:
-        return self.call("-", self, q)
-
-    def __rsub__(self, q: Any) -> Symbol:
-        return self.call("-", q, self)
-
-    def __mul__(self, q: Any) -> Symbol:
-        return self.call("*", self, q)
-
-    def __rmul__(self, q: Any) -> Symbol:
-        return self.call("*", q, self)
-
-    def __truediv__(self, q: Any) -> Symbol:
-        return self.call("/", self, q)
-
-    def __rtruediv__(self, q: Any) -> Symbol:
-        return self.call("/", q, self)
-
-    def __pow__(self, q: Any) -> Symbol:
-        return self.call("**", self, q)
-
-    def __rpow__(self, q: Any) -> Symbol:
-        return self.call("**", q, self)
-
-    def __lt__(self, q: Any) -> Symbol:
-        return self.call("<", self, q)
-
-    def __le__(self, q: Any) -> Symbol:
-        return self.call("<=", self, q)
-
-    def __gt__(self, q: Any) -> Symbol:
-        return self.call(">", self, q)
-
-    def __ge__(self, q: Any) -> Symbol:
-        return self.call(">=", self, q)
-
     def __eq__(self, q: object) -> Symbol:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.call("==", self, q)
 
-    def __and__(self, q: Any) -> Symbol:
-        return self.call("&", self, q)
-
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+def _operator(op: str, swapped: bool) -> Any:
+    return lambda q, r: q.call(op, r, q) if swapped else q.call(op, q, r)
+
+
+for _name, _op in {**_INFIX, "and": "&"}.items():
+    setattr(Symbol, f"__{_name}__", _operator(_op, swapped=False))
+    setattr(Symbol, f"__r{_name}__", _operator(_op, swapped=True))
 
 
 @dataclasses.dataclass
@@ -120,6 +90,7 @@ class Program:
     stores: dict[str, Symbol]
     sums: list[Symbol]
     apart: dict[str, list[bool]]  # role -> for each of its sums, whether tensors stay apart
+    at_random: bool = False  # whether stores in bfloat16 round stochastically
 
     def streams(self) -> tuple[list[str], list[str]]:
         """Names of what is read and what is written, one element each per parameter."""
@@ -162,9 +133,9 @@ class TraceFrame(Frame):
     step.
     """
 
-    def __init__(self, parts: dict[str, Any], maximize: bool, decays: bool = True, early: Sequence[Part] = ()) -> None:
-        super().__init__(parts)
-        self.maximize, self.decays, self.early = maximize, decays, early
+    def __init__(self, opt: Optimizer, decays: bool = True, early: Sequence[Part] = ()) -> None:
+        super().__init__(opt.parts)
+        self.opt, self.decays, self.early = opt, decays, early
         self.fresh: dict[str, Any] = {}
 
     def slot(self, key: str) -> Any:
@@ -188,7 +159,8 @@ class TraceFrame(Frame):
             return self.slot("p")
         if name in ("g", "raw"):
             g = Symbol("load", "g")
-            g = -g if self.maximize else g
+            g = -g if self.opt.maximize else g
+            g = g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.opt.clip_grad_norm is not None else g
             return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
@@ -196,14 +168,11 @@ class TraceFrame(Frame):
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
-            return Place(TraceFrame(self.parts, self.maximize, self.decays, self.early), part)
+            return Place(TraceFrame(self.opt, self.decays, self.early), part)
         return super().read(part, name)
 
     def write(self, part: Part, name: str, value: Any) -> None:
-        letter = part.letters.get(name)
-        if not isinstance(letter, Slot) and not (name == "p" and part is self.parts["iterate"]):
-            raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
-        self.fresh[letter.key if isinstance(letter, Slot) else "p"] = Symbol.lift(value)
+        self.fresh[self.written(part, name)] = Symbol.lift(value)
 
 
 def compensated(program: Program) -> Program:
@@ -213,7 +182,7 @@ def compensated(program: Program) -> Program:
     def exact(q: Symbol) -> Symbol:
         if id(q) not in known:
             if q.op == "load" and q.args[0] == "p":
-                both = q + Symbol("load", COMPENSATION)
+                both = q.call("+", q, Symbol("load", COMPENSATION))
                 known[id(q)] = q.call("where", q.call("round", both) == q, both, q)  # else p was set from outside
             else:
                 known[id(q)] = Symbol(q.op, *map(exact, q.args)) if q.op in OPERATIONS else q
@@ -221,16 +190,13 @@ def compensated(program: Program) -> Program:
 
     stores = {key: exact(value) for key, value in program.stores.items()}
     if "p" in stores:
-        stores[COMPENSATION] = stores["p"] - stores["p"].call("round", stores["p"])
+        p = stores["p"]
+        stores[COMPENSATION] = p.call("-", p, p.call("round", p))
     return Program(stores, [exact(q) for q in program.sums], program.apart)
 
 
-def trace(parts: dict[str, Any], verbs: Verbs, maximize: bool, decays: bool = True) -> Program:
+def trace(frame: TraceFrame, verbs: Verbs) -> Program:
     """The program of a sweep's verbs, run in order on one place."""
-    return run(TraceFrame(parts, maximize, decays), verbs)
-
-
-def run(frame: TraceFrame, verbs: Verbs) -> Program:
     parts = frame.parts
     sums: list[Symbol] = []
     apart: dict[str, list[bool]] = {}
@@ -245,8 +211,8 @@ def run(frame: TraceFrame, verbs: Verbs) -> Program:
             at = next((f for f in reversed(where) if not f.filename.startswith(_OURS)), where[-1])
             raise TypeError(
                 f"{recipe}: the verb {verb!r} of {parts[role].name} is not elementwise math as untuned.core.place has "
-                f"it: {error} In {at.name!r}, line {at.lineno}: {at.line} Use arithmetic, sqrt, minimum, maximum and "
-                f"where."
+                f"it: {error} In {at.name!r}, line {at.lineno}: {at.line} Use arithmetic, sqrt, cbrt, minimum, "
+                f"maximum and where."
             ) from error
         if out is not None:
             out = out if isinstance(out, tuple) else (out,)
@@ -255,40 +221,30 @@ def run(frame: TraceFrame, verbs: Verbs) -> Program:
     return Program(frame.fresh, sums, apart)
 
 
-@dataclasses.dataclass
-class Early:
-    """What is left to do for a move that went ahead with the numbers from before the decisions of its sweep.
+def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Program, list[Column]] | None:
+    """What is left to do if the move goes ahead of the decisions of these roles, in the sweep whose sums they read.
 
-    `program` puts into p what the decisions changed; None if they change nothing the move reads. `numbers` are those it
-    depends on, as the columns of a table.
+    That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table;
+    none if the decisions change nothing that the move reads. None if the move cannot go ahead: it can if the numbers
+    seldom change, it is affine in the step, and the weight decay does not depend on them.
     """
-
-    program: Program | None
-    numbers: list[Column]
-
-
-def early(parts: dict[str, Any], deciders: list[str], maximize: bool, decays: bool = True) -> Early | None:
-    """Whether the move can be done before the decisions of these roles, in the sweep whose sums they read.
-
-    It can if it reads no number of theirs, or only such as seldom change: then the difference is added to p later, in
-    the steps in which they did. That needs a move that is affine in the step, with weight decay that does not change.
-    """
-    decided = [parts[role] for role in deciders]
+    decided, iterate = [opt.parts[role] for role in deciders], opt.parts["iterate"]
 
     def moved(p: Symbol, before: list[Part]) -> tuple[Program, Symbol]:
-        frame = TraceFrame(parts, maximize, decays, before)
+        frame = TraceFrame(opt, decays, before)
         frame.fresh["p"] = p
-        return run(frame, [("iterate", "move")]), Symbol.lift(frame.read(parts["iterate"], "rate"))
+        return trace(frame, [("iterate", "move")]), Symbol.lift(frame.read(iterate, "rate"))
 
     (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
     if all(same(value, then.stores[key]) for key, value in now.stores.items()):
-        return Early(None, [])
+        return Program({}, [], {}), []
     rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
     numbers = {n.key: n for part in decided for n in part.numbers().values()}
     changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
-    if set(now.stores) != {"p"} or not parts["iterate"].affine or not all(numbers[key].seldom for _, key, _ in changed):
+    if set(now.stores) != {"p"} or not iterate.affine or not all(numbers[key].seldom for _, key, _ in changed):
         return None
     if not same(rate, rate_then):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
-    return Early(Program({"p": Symbol("load", "p") + (new - old)}, [], {}), changed)
+    corrected = new.call("+", Symbol("load", "p"), new.call("-", new, old))
+    return Program({"p": corrected}, [], {}), changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,7 @@ from untuned.core.buckets import Bucket
 from untuned.core.frames import COMPENSATION, ElementFrame
 from untuned.kernels import reference
 from untuned.kernels.batch import Batch, Where, accepted
-from untuned.kernels.program import Column, Program, Symbol, Verbs, compensated, early, trace
-from untuned.kernels.writer import Text
+from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Verbs, compensated, early, trace
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -24,26 +24,27 @@ native_available = importlib.util.find_spec("numba") is not None
 triton_available = importlib.util.find_spec("triton") is not None
 TRITON_DEVICES = {"cuda"}
 MOVE = [("iterate", "move")]
+DECAYS = (True, False)
+Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]  # the sums of one tensor of a bucket
 
 
+@dataclasses.dataclass(eq=False)
 class Sweep:
     """One pass over all tensors: a program for kernels, and the reference for tensors that no kernel takes.
 
-    `program(decays)`: without weight decay there is less to read. There is none for verbs that see slices. `apart`:
+    `programs[decays]`: without weight decay there is less to read. There are none for verbs that see slices. `apart`:
     for each role that asked for sums, whether the tensors stay apart in them. `only_changed`: numbers, as columns of a
     table, of which one must have changed in this step for the program to run.
     """
 
-    def __init__(
-        self,
-        program: Callable[[bool], Program] | None,
-        reference: Callable[[Optimizer, Bucket, int], list[torch.Tensor]],
-        apart: dict[str, list[bool]],
-        only_changed: list[Column] | None = None,
-    ) -> None:
-        self.programs = {decays: program(decays) for decays in (True, False)} if program else {}
-        self.reference, self.apart, self.only_changed = reference, apart, only_changed
-        self.count = sum(map(len, apart.values()))
+    programs: dict[bool, Program]
+    reference: Reference
+    apart: dict[str, list[bool]]
+    only_changed: list[Column] | None = None
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.apart.values()))
 
     def flag(self, opt: Optimizer, bucket: Bucket) -> torch.Tensor | None:
         """Whether the program may change the tensors of a bucket, as a 0-dim bool tensor; None if it surely may."""
@@ -65,58 +66,56 @@ def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, list[str]]]:
     """
     *first, last = plan
     verbs, deciders = first[-1] if first else ([], [])
-    ahead = None
-    if last == (MOVE, []) and verbs and not _of_slices(opt, verbs):
-        ahead = early(opt.parts, deciders, opt.maximize)
-    if ahead is None:
+    joins = last == (MOVE, []) and verbs and not _of_slices(opt, verbs)
+    ahead = [found for decays in DECAYS if joins and (found := early(opt, deciders, decays))]
+    if not ahead:
         return [(_of_verbs(opt, v, v), d) for v, d in plan]
-    whole = [*verbs, *MOVE]
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
-    if ahead.program is None:
-        return [*found, (_of_verbs(opt, whole, whole), deciders)]
-
-    def correction(decays: bool) -> Program:
-        again = early(opt.parts, deciders, opt.maximize, decays)
-        assert again is not None
-        assert again.program is not None
-        return again.program
-
-    rest = Sweep(correction, _by_reference(MOVE), {}, ahead.numbers)
-    return [*found, (_of_verbs(opt, whole, verbs), deciders), (rest, [])]
+    changed, whole = ahead[0][1], [*verbs, *MOVE]
+    found.append((_of_verbs(opt, whole, verbs if changed else whole), deciders))
+    if changed:
+        programs = dict(zip(DECAYS, (correction for correction, _ in ahead), strict=True))
+        found.append((Sweep(programs, _by_reference(MOVE), {}, changed), []))
+    return found
 
 
 def _of_verbs(opt: Optimizer, by_kernels: Verbs, by_reference: Verbs) -> Sweep:
-    def program(decays: bool) -> Program:
-        return trace(opt.parts, by_kernels, opt.maximize, decays)
-
-    return Sweep(None if _of_slices(opt, by_kernels) else program, _by_reference(by_reference), program(True).apart)
+    programs = {decays: trace(TraceFrame(opt, decays), by_kernels) for decays in DECAYS}
+    apart = programs[True].apart
+    return Sweep({} if _of_slices(opt, by_kernels) else programs, _by_reference(by_reference), apart)
 
 
 def _of_slices(opt: Optimizer, verbs: Verbs) -> bool:
     return opt.parts["step_size"].every > 1 and verbs == [("step_size", "measure")]
 
 
-def _by_reference(verbs: Verbs) -> Callable[[Optimizer, Bucket, int], list[torch.Tensor]]:
+def _by_reference(verbs: Verbs) -> Reference:
     return lambda opt, bucket, i: reference.run(opt, verbs, bucket, i)
 
 
-def guard() -> Sweep:
-    """The sweep that counts gradient elements whose square is not finite: it would stay in an average of squares."""
+def guard(clips: bool) -> Sweep:
+    """The sweep that counts gradient elements whose square is not finite: it would stay in an average of squares.
+
+    With clipping it also adds up the squares.
+    """
     g = Symbol("load", "g")
-    program = Program({}, [g.call("where", g * g < float("inf"), 0.0, 1.0)], {})
+    square = g.call("*", g, g)
+    bad = g.call("where", g.call("<", square, float("inf")), 0.0, 1.0)
+    program = Program({}, [bad, square] if clips else [bad], {})
 
-    def count(opt: Optimizer, bucket: Bucket, i: int) -> list[torch.Tensor]:
-        g = ElementFrame(opt, bucket, i).public("raw")
-        return [(~torch.isfinite(g * g)).sum(dtype=torch.float64)]
+    def squares(frame: ElementFrame) -> list[torch.Tensor]:
+        square = frame.gradient_as_given() ** 2
+        return [~torch.isfinite(square), square] if clips else [~torch.isfinite(square)]
 
-    return Sweep(lambda decays: program, count, {"guard": [True]})
+    by_reference: Reference = lambda opt, bucket, i: reference.summed(opt, bucket, i, squares)  # noqa: E731
+    return Sweep(dict.fromkeys(DECAYS, program), by_reference, {"guard": [True] * len(program.sums)})
 
 
 class Tensors:
     """The live tensors of an optimizer, sorted into batches that kernels take, and the rest."""
 
-    def __init__(self, sweeps: list[Sweep]) -> None:
-        self.sweeps = sweeps
+    def __init__(self, sweeps: list[Sweep], at_random: bool) -> None:
+        self.sweeps, self.at_random = sweeps, at_random
         self.known: Any = None
         self.decays = False  # whether any group has weight decay
         self.batches: list[Batch] = []
@@ -125,13 +124,17 @@ class Tensors:
 
     def found(self, buckets: list[Bucket]) -> bool:
         """Whether all is as it was when they were sorted, but for the storage of their elements."""
-        rest = [_kind(buckets[i].params[j]) for i, j in self.rest]
-        return self.known == (_settings(buckets), rest) and all(batch.found() for batch in self.batches)
+        return self.known == self._seen(buckets) and all(batch.found() for batch in self.batches)
+
+    def _seen(self, buckets: list[Bucket]) -> list[Any]:
+        rest = [buckets[i].params[j] for i, j in self.rest]
+        kinds = [(p.device, p.dtype, p.shape, p.grad is not None and p.grad.layout) for p in rest]
+        return [torch.get_num_threads(), any(bucket.group["weight_decay"] != 0 for bucket in buckets), *kinds]
 
     def arrange(self, opt: Optimizer, buckets: list[Bucket]) -> None:
         """Sort the tensors by what kernels must know of them."""
-        self.decays, _ = settings = _settings(buckets)
         self.rest = []
+        self.decays = self._seen(buckets)[1]
         taken: dict[Any, Where] = {}
         for i, bucket in enumerate(buckets):
             kernels = _kernels(opt, bucket.device)
@@ -151,11 +154,13 @@ class Tensors:
                 if program.stores or program.sums:
                     batch.calls[sweep] = kernels.Call(program, batch)
             self.batches.append(batch)
-        self.known = settings, [_kind(buckets[i].params[j]) for i, j in self.rest]
+        self.known = self._seen(buckets)
 
     def programs(self, exact: bool) -> dict[Sweep, Program]:
         """What kernels run for each sweep; `exact`: on parameters with a slot for what rounding takes from them."""
         found = {sweep: sweep.programs[self.decays] for sweep in self.sweeps if sweep.programs}
+        if self.at_random:
+            return {sweep: dataclasses.replace(program, at_random=True) for sweep, program in found.items()}
         return {sweep: compensated(program) if exact else program for sweep, program in found.items()}
 
     def streams(self, guard: bool) -> list[str]:
@@ -179,15 +184,6 @@ class Tensors:
         return blocks
 
 
-def _settings(buckets: list[Bucket]) -> tuple[bool, int]:
-    return any(bucket.group["weight_decay"] != 0 for bucket in buckets), torch.get_num_threads()
-
-
-def _kind(p: torch.Tensor) -> tuple[Any, ...]:
-    assert p.grad is not None
-    return p.device, p.dtype, p.shape, p.grad.layout
-
-
 def _kernels(opt: Optimizer, device: torch.device) -> Any:
     """The module that compiles programs for a device, if there is one."""
     if opt.execution == "reference":
@@ -201,20 +197,3 @@ def _kernels(opt: Optimizer, device: torch.device) -> Any:
 
         return native
     return None
-
-
-def describe(opt: Optimizer) -> str:
-    """The programs of an optimizer's sweeps, with what they read and write."""
-    decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
-    found: list[str] = []
-    for i, sweep in enumerate(opt._tensors.sweeps):
-        if not sweep.programs or not any(sweep.programs[decays].streams()):
-            continue
-        read, written = sweep.programs[decays].streams()
-        size = 4 * (len(read) + len(written))
-        title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
-        when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][1]
-        what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
-        program = Text(sweep.programs[decays])
-        found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
-    return "\n\n".join(found)

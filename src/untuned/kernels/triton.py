@@ -9,7 +9,6 @@ a second launch, so equal steps give equal bits. The host waits for nothing, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from untuned.core.buckets import Bucket
-from untuned.kernels.batch import Batch
+from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
 from untuned.kernels.program import Program, Symbol
 from untuned.kernels.writer import Writer
@@ -30,7 +28,6 @@ BLOCK = 1024  # elements at a time: a thread of four warps has 16 or 32 bytes of
 CHUNK = 8192  # elements of one program, which computes its scalars once
 FUSED = {"enable_fp_fusion": True}  # in words, since Triton is about to change its default
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_PER_TENSOR = {"t", "rho", "each", "each_before"}
 _TEMPLATES = {
     "where": "tl.where({0}, {1}, {2})",
     "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",  # of NaN and a number NaN, as in torch
@@ -45,18 +42,18 @@ _TEMPLATES = {
 _SOURCE = """\
 import triton
 import triton.language as tl
-from untuned.kernels.triton import power
+from untuned.kernels.triton import at_random, power
 
 
 @triton.jit
-def sweep(pointers, chunks, scalars, index, partial, ALIGNMENT: tl.constexpr):
+def sweep(pointers, tensors, chunks, scalars, partial, ALIGNMENT: tl.constexpr):
     c = tl.program_id(0)
     t = tl.load(chunks + 2 * c)
     begin = tl.load(chunks + 2 * c + 1).to(tl.int64) * {CHUNK}
-    row = pointers + t * {row}
-    column = index + t * {columns}
-    if tl.load(scalars + tl.load(column)) != 0.0:
-        n = tl.load(row + {streams}) - begin
+    row = pointers + t
+    scalars += t * {columns}
+    if tl.load(scalars) != 0.0:
+        n = tl.load(row + {streams} * tensors) - begin
 {head}
         for o in range(0, {CHUNK}, {BLOCK}):
             i = o + tl.arange(0, {BLOCK})
@@ -77,6 +74,15 @@ def power(x, y):
     size = tl.where(y == 0.0, 1.0, tl.exp(y * tl.log(tl.abs(x))))
     odd = tl.floor(y / 2) * 2 != y
     return tl.where(x < 0.0, tl.where(tl.floor(y) == y, tl.where(odd, -size, size), float("nan")), size)
+
+
+@triton.jit
+def at_random(value, seed):
+    """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see untuned.core.rounding."""
+    x = (seed ^ (seed >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    bits = (value.to(tl.uint32, bitcast=True) + ((x ^ (x >> 16)) & 0xFFFF)) & 0xFFFF0000
+    return tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
 
 
 @triton.jit
@@ -104,14 +110,16 @@ class TritonWriter(Writer):
         head = self.head + [f"{r} = tl.full(({BLOCK},), 0.0, {self.arithmetic})" for r in self.totals.values()]
         body = self.loads + self.body
         body += [f"{total} += {{keep}}{summand}{{drop}}" for summand, total in self.totals.items()]
-        body += [f"tl.store({self.stream(k)} + i, {v}.to(tl.{dtypes[k]}){{mask}})" for k, v in self.stores.items()]
+        for k, v in self.stores.items():
+            index = f"k{self.keys.index(k)} + (begin + i).to(tl.uint32)"
+            v = f"at_random({v}, {index})" if k in self.at_random else v
+            body.append(f"tl.store({self.stream(k)} + i, {v}.to(tl.{dtypes[k]}){{mask}})")
         tail = [f"tl.store(partial + c * {self.count} + {j}, {value})" for j, value in enumerate(self.sums)]
         off = [f"tl.store(partial + c * {self.count} + {j}, 0.0)" for j in range(self.count)] or ["pass"]
         self.source = _SOURCE.format(
             BLOCK=BLOCK,
             CHUNK=CHUNK,
             streams=len(self.keys),
-            row=len(self.keys) + 1,
             columns=len(self.columns) + 1,
             head=_indented(2, head),
             body=_indented(4, body, keep="", drop="", mask=""),
@@ -121,8 +129,12 @@ class TritonWriter(Writer):
         )
 
     def opening(self, name: str, key: str) -> str:
-        address = f"tl.load(row + {self.keys.index(key)}).to(tl.pointer_type(tl.{self.dtypes[key]}))"
+        address = f"tl.load(row + {self.keys.index(key)} * tensors).to(tl.pointer_type(tl.{self.dtypes[key]}))"
         return f"{name} = tl.multiple_of({address}, ALIGNMENT) + begin"
+
+    def key(self, name: str, stream: int) -> str:
+        column = self.column(("noise", "noise", None))
+        return f"{name} = tl.load(scalars + {column}).to(tl.int64).to(tl.uint32) ^ {stream}"
 
     def cast(self, name: str) -> str:
         return f"{name}.to({self.arithmetic})"
@@ -134,7 +146,7 @@ class TritonWriter(Writer):
         if q.op == "load":
             return f"tl.load({self.stream(args[0])} + i{{mask}}).to({self.arithmetic})"
         if q.op == "row":
-            return f"tl.load(scalars + tl.load(column + {self.column(args[0])}))"
+            return f"tl.load(scalars + {self.column(args[0])})"
         if q.op == "const":
             return f"tl.full((), float('{args[0]!r}'), tl.float64)"
         if q.op == "round":
@@ -154,12 +166,11 @@ class Table:
         self.sent: list[Any] | None = None
         self.tensor = torch.empty(0)
 
-    def send(self, values: list[Any], rows: Callable[[list[Any]], list[Any]] = list) -> torch.Tensor:
-        """The tensor of rows(values), a function of nothing else."""
+    def send(self, values: list[Any]) -> torch.Tensor:
         if _capturing(self.device):  # later steps replace our tensor, but not the graph's
-            return _upload(rows(values), self.dtype, self.device)
+            return _upload(values, self.dtype, self.device)
         if values != self.sent:
-            self.sent, self.tensor = values, _upload(rows(values), self.dtype, self.device)
+            self.sent, self.tensor = values, _upload(values, self.dtype, self.device)
         return self.tensor
 
 
@@ -182,76 +193,41 @@ class Call:
         chunks = [(t, c) for t, n in enumerate(counts) for c in range(n)]
         self.chunks = _upload(chunks, torch.int32, batch.device)
         self.first = _upload([0, *accumulate(counts)], torch.int32, batch.device)
-        self.index = _upload(self._index(), torch.int32, batch.device)
         self.pointers = next((c.pointers for c in batch.calls.values()), Table(torch.int64, batch.device))
         self.floats = Table(torch.float64, batch.device)
 
-    def _index(self) -> list[list[int]]:
-        """A row for each tensor: where its scalars stand in `_scalars`."""
-        columns = ["on", *(kind for kind, _, _ in self.writer.columns)]
-        index = [[0] * len(columns) for _ in self.batch.sizes]
-        place = 0
-        for number, members, rows in self.batch.spans:
-            count = len(self.batch.buckets[number].params)
-            for column, kind in enumerate(columns):
-                for row, j in zip(index[rows], range(count) if isinstance(members, slice) else members, strict=True):
-                    row[column] = place + (int(j) if kind in _PER_TENSOR else 0)
-                place += count if kind in _PER_TENSOR else 1
-        return index
-
     def _scalars(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
-        """The flag and the columns of every bucket in turn; a column is one value, or one for each of its tensors."""
-        values: list[Any] = []
-        for number, bucket in self.batch.buckets.items():
-            values.append(1.0 if flags[number] is None else flags[number])
-            values += [_scalar(opt, bucket, *column) for column in self.writer.columns]
-        sent = iter(self.floats.send([v for v in values if not isinstance(v, torch.Tensor)]).split(1))
-        for i, v in enumerate(values):
-            here = (
-                v.to(self.batch.device, torch.float64, non_blocking=True) if isinstance(v, torch.Tensor) else next(sent)
-            )
-            values[i] = here.reshape(-1)
-        return torch.cat(values)
-
-    def _rows(self, addresses: list[list[int]]) -> list[tuple[int, ...]]:
-        """A row for each tensor: the addresses of its streams, and its size."""
-        return list(zip(*addresses, self.batch.sizes, strict=True))
+        """The flag and the scalars of every tensor, [tensors, columns]."""
+        kinds = ["flag", *(kind for kind, _, _ in self.writer.columns)]
+        values: list[list[Any]] = []
+        for number, _, _ in self.batch.spans:
+            flag = 1.0 if flags[number] is None else flags[number]
+            values.append([flag, *(scalar(opt, self.batch.buckets[number], column) for column in self.writer.columns)])
+        sent = iter(self.floats.send([v for vs in values for v in vs if not isinstance(v, torch.Tensor)]).unbind())
+        rows = []
+        for vs, (_, members, here) in zip(values, self.batch.spans, strict=True):
+            tensors = [v.to(self.batch.device, torch.float64) if torch.is_tensor(v) else next(sent) for v in vs]
+            chosen = (t[members] if k in PER_TENSOR else t.reshape(-1) for t, k in zip(tensors, kinds, strict=True))
+            rows.append(torch.stack([t.expand(here.stop - here.start) for t in chosen], 1))
+        return torch.cat(rows)
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        pointers = self.pointers.send(self.batch.addresses, self._rows)
+        rows = [*self.batch.addresses, self.batch.sizes]  # [streams and size, tensors]
+        pointers = self.pointers.send(rows)
         scalars = self._scalars(opt, flags)
         alignment = 1 if (self.batch.pointers % 16).any() else 16
         count = self.writer.count
         partial = scalars.new_empty((len(self.chunks), count))
         sums = scalars.new_empty((len(self.batch.params), count))
         with torch.cuda.device_of(scalars):
-            tables = (pointers, self.chunks, scalars, self.index, partial)
             if _capturing(self.batch.device):
-                opt._tensors.captured += tables
-            self.function[(len(self.chunks),)](*tables, ALIGNMENT=alignment, **FUSED)
+                opt._tensors.captured += (pointers, self.chunks, scalars, partial, self.first)
+            arguments = (pointers, len(self.batch.sizes), self.chunks, scalars, partial)
+            self.function[(len(self.chunks),)](*arguments, ALIGNMENT=alignment, **FUSED)
             if count:
                 grid = (len(self.batch.params), count)
                 add_chunks[grid](partial, self.first, sums, COUNT=count, WIDTH=1024, **FUSED)  # pyright: ignore
         if "p" in self.writer.stores:
             torch.autograd.graph.increment_version(self.batch.params)
         return sums
-
-
-def _scalar(opt: Optimizer, bucket: Bucket, kind: str, key: str, position: int | None) -> Any:
-    """A column for the tensors of one bucket: a number, a 0-dim tensor, or a vector if it differs between them."""
-    if kind == "hyper":
-        return bucket.group[key] if position is None else bucket.group[key][position]
-    if kind == "top":
-        return opt.top
-    if kind == "t":
-        return bucket.t
-    if kind in ("each", "rho"):
-        return bucket.numbers[key]
-    if kind == "each_before":
-        return bucket.before[key]
-    if kind == "k":
-        return bucket.group["steps"]
-    if kind == "before":
-        return opt.before[id(bucket.group["params"])][key]
-    return bucket.group[key]

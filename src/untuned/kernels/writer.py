@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+from untuned.core import rounding
 from untuned.kernels.program import Column, Program, Symbol
 
-_INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
 _CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
 
 
@@ -36,9 +36,14 @@ class Writer(abc.ABC):
         for key in stores:
             self.stream(key)
         self.stores = stores
+        self.at_random = {key for key in stores if program.at_random and dtypes[key] == "bfloat16"}
+        self.head += [self.key(f"k{self.keys.index(key)}", rounding.of_stream(key)) for key in self.at_random]
 
     @abc.abstractmethod
     def opening(self, name: str, key: str) -> str: ...
+
+    @abc.abstractmethod
+    def key(self, name: str, stream: int) -> str: ...
 
     @abc.abstractmethod
     def cast(self, name: str) -> str: ...
@@ -94,43 +99,10 @@ def without_flat_factors(q: Symbol) -> tuple[Symbol, Symbol | None]:
         elif q.op == "*" and q.args[1].flat:
             q, flat = q.args
         elif q.op == "/" and q.args[1].flat:
-            q, flat = q.args[0], 1 / q.args[1]
+            q, flat = q.args[0], q.call("/", 1.0, q.args[1])
         elif q.op == "neg":
             q, flat = q.args[0], Symbol.lift(-1.0)
         else:
             break
-        factor = flat if factor is None else factor * flat
+        factor = flat if factor is None else factor.call("*", factor, flat)
     return q, factor
-
-
-class Text(Writer):
-    """A program for people to read."""
-
-    def __init__(self, program: Program) -> None:
-        read, written = program.streams()
-        super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"))
-        stores = [f"store {key} = {value}" for key, value in self.stores.items()]
-        adds = [f"{total} += {summand}" for summand, total in self.totals.items()]
-        lines = ["once per chunk", *self.head, "for every element", *self.loads, *self.body, *adds, *stores]
-        lines += ["per chunk", *(f"sum {j} = {value}" for j, value in enumerate(self.sums))] if self.sums else []
-        self.lines = [line if line.endswith(("chunk", "element")) else f"    {line}" for line in lines if line]
-
-    def opening(self, name: str, key: str) -> str:
-        return ""
-
-    def cast(self, name: str) -> str:
-        return name
-
-    def scaled(self, total: str, factor: str | None) -> str:
-        return total if factor is None else f"{total} * {factor}"
-
-    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
-        if q.op == "load":
-            return f"load {args[0]}"
-        if q.op == "row":
-            kind, key, position = args[0]
-            name = key if position is None else f"{key}[{position}]"
-            return f"{name} before the step" if kind.endswith("before") else name
-        if q.op == "const":
-            return f"{args[0]:g}"
-        return f"{args[0]} {q.op} {args[1]}" if q.op in _INFIX else f"{q.op}({', '.join(args)})"

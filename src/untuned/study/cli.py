@@ -212,8 +212,8 @@ def show(
 
     import untuned
     from untuned.core.engine import EngineOptions
-    from untuned.kernels.sweep import describe
     from untuned.study.config import known_method
+    from untuned.study.programs import describe
 
     found = untuned.get(known_method(method))
     given = {"samples": 1} if found.records_samples else {}

@@ -1,0 +1,49 @@
+"""Stochastic rounding to bfloat16: up or down at random, so that the mean is the value.
+
+The random bits are a hash of the step, the tensor, the stream and the element. So they need no state but the count of
+steps, which checkpoints hold, and are the same on replicas and in kernels.
+"""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+_LOW = 0xFFFFFFFF
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """A hash of 32 bits, held in int64: two rounds of xorshift and multiply, with constants of least bias."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
+
+
+def keys(steps: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A key for each tensor of a step, int64 below 2^32, from its position among all parameters."""
+    return mixed((mixed(steps.long()) + positions) & _LOW)
+
+
+def of_stream(name: str) -> int:
+    """What sets the parameter and its slots apart."""
+    return zlib.crc32(name.encode())
+
+
+def to_bfloat16(value: torch.Tensor, key: torch.Tensor, stream: str, first: int = 0) -> torch.Tensor:
+    """Round at random; `first` is the place of the first element in the memory of its tensor."""
+    value = value.float()
+    index = torch.arange(first, first + value.numel(), device=value.device)
+    if value.is_contiguous() or value.dim() != 4:
+        index = index.view(value.shape)
+    else:  # channels last
+        n, c, h, w = value.shape
+        index = index.view(n, h, w, c).permute(0, 3, 1, 2)
+    noise = mixed(((key ^ of_stream(stream)) + index) & _LOW) & 0xFFFF
+    bits = ((value.contiguous().view(torch.int32).long() & _LOW) + noise) & 0xFFFF0000
+    bits = torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32)
+    return torch.where(torch.isnan(value), value, bits.view(torch.float32)).to(torch.bfloat16)

@@ -1,0 +1,64 @@
+"""The programs of an optimizer's sweeps as text: what kernels do to every element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from untuned.core.engine import Optimizer
+from untuned.kernels.program import Program, Symbol
+from untuned.kernels.writer import Writer
+
+_INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
+
+
+def describe(opt: Optimizer) -> str:
+    """The programs of an optimizer's sweeps, with what they read and write."""
+    decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
+    found: list[str] = []
+    for i, sweep in enumerate(opt._tensors.sweeps):
+        if not sweep.programs or not any(sweep.programs[decays].streams()):
+            continue
+        read, written = sweep.programs[decays].streams()
+        size = 4 * (len(read) + len(written))
+        title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
+        when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][1]
+        what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
+        program = Text(sweep.programs[decays])
+        found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
+    return "\n\n".join(found)
+
+
+class Text(Writer):
+    """A program for people to read."""
+
+    def __init__(self, program: Program) -> None:
+        read, written = program.streams()
+        super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"))
+        stores = [f"store {key} = {value}" for key, value in self.stores.items()]
+        adds = [f"{total} += {summand}" for summand, total in self.totals.items()]
+        lines = ["once per chunk", *self.head, "for every element", *self.loads, *self.body, *adds, *stores]
+        lines += ["per chunk", *(f"sum {j} = {value}" for j, value in enumerate(self.sums))] if self.sums else []
+        self.lines = [line if line.endswith(("chunk", "element")) else f"    {line}" for line in lines if line]
+
+    def opening(self, name: str, key: str) -> str:
+        return ""
+
+    def key(self, name: str, stream: int) -> str:
+        return ""
+
+    def cast(self, name: str) -> str:
+        return name
+
+    def scaled(self, total: str, factor: str | None) -> str:
+        return total if factor is None else f"{total} * {factor}"
+
+    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
+        if q.op == "load":
+            return f"load {args[0]}"
+        if q.op == "row":
+            kind, key, position = args[0]
+            name = key if position is None else f"{key}[{position}]"
+            return f"{name} before the step" if kind.endswith("before") else name
+        if q.op == "const":
+            return f"{args[0]:g}"
+        return f"{args[0]} {q.op} {args[1]}" if q.op in _INFIX else f"{q.op}({', '.join(args)})"

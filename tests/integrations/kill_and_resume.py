@@ -1,0 +1,116 @@
+"""Every method trained without a break, trained until SIGKILL, and resumed in a new process.
+
+Each phase is one interpreter, so that imports are paid three times and not 120 times. In the phase of the kill it only
+imports, and forks a process for each method, which dies. The test files call `main` when they are run as scripts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import untuned
+
+# Options under which every method moves visibly in a few steps.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "adamw": {"lr": 0.01},
+    "adatam": {"lr": 2e-3},
+    "adatamw": {"lr": 2e-3},
+    "dadapt_adagrad": {"d0": 1e-2},
+    "dadapt_adam": {"d0": 1e-3},
+    "dadapt_adan": {"d0": 1e-3, "growth_rate": 1.05},
+    "dadapt_da": {"d0": 0.1},
+    "dadapt_gd": {"d0": 0.1},
+    "dadapt_lion": {"d0": 1e-3, "growth_rate": 1.05},
+    "dadapt_sgd": {"d0": 1e-2, "momentum": 0.5},
+    "dowg": {"eps": 1e-2},
+    "dog": {"reps_rel": 1e-2},
+    "gradagrad": {"lr": 0.05, "momentum": 0.5},
+    "ldog": {"reps_rel": 1e-2},
+    "mechanic_adamw": {"s_init": 1e-2},
+    "mechanic_sgd": {"s_init": 1e-2},
+    "momo": {"lr": 10.0},
+    "momo_adam": {"lr": 0.1, "use_fstar": True, "lb": -1.0},
+    "motaps": {"samples": 20, "lr": 0.3, "target_lr": 0.5, "momentum": 0.5},
+    "prodigy": {"d0": 1e-3},
+    "prodigy_da": {"d0": 0.1},
+    "prodigy_gd": {"d0": 0.1},
+    "resetting": {"d0": 0.1},
+    "resetting_gd": {"d0": 0.1},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "taps": {"samples": 20, "lr": 0.3},
+}
+
+# name, its folder, whether to die, whether to go on from what lies there; returns all that was trained
+Train = Callable[[str, Path, bool, bool], dict[str, Any]]
+
+
+def main(train: Train) -> None:
+    """Run the phase of the command line: `FILE unbroken|killed|resumed FOLDER`."""
+    phase, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")  # a second, which every first step would pay
+    for name in untuned.list():
+        where = folder / ("unbroken" if phase == "unbroken" else "broken") / name
+        where.mkdir(parents=True, exist_ok=True)
+        if phase == "killed":
+            child = os.fork()
+            if child == 0:
+                try:
+                    train(name, where, True, False)
+                finally:
+                    os._exit(1)
+            status = os.waitpid(child, 0)[1]
+            if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+                sys.exit(f"{name} ended with status {status} where it should have been killed")
+        else:
+            torch.save(train(name, where, False, phase == "resumed"), where / "final.pt")
+
+
+def options(name: str) -> dict[str, Any]:
+    return {"execution": "reference"} | OPTIONS.get(name, {})
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(file: str, folder: Path) -> None:
+    """All three phases of a test file, on a CPU and without a hub."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for phase in ("unbroken", "killed", "resumed"):
+        done = subprocess.run(
+            [sys.executable, file, phase, str(folder)], env=environment, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, f"{phase}: {done.stderr[-3000:]}"
+
+
+def compare(folder: Path, name: str) -> None:
+    """Assert that weights and optimizer of both runs have the same bits, and that the break was a break."""
+    ends = [torch.load(folder / kind / name / "final.pt", weights_only=True) for kind in ("unbroken", "broken")]
+    assert (ends[0].pop("begun_at"), ends[1].pop("begun_at")) == (0, 3)
+    flat = [dict(_flat(end)) for end in ends]
+    assert flat[0].keys() == flat[1].keys()
+    assert [key for key in flat[0] if not torch.equal(flat[0][key], flat[1][key])] == []
+    moved = max((flat[0][f"weights.{k}"] - start).abs().max() for k, start in _flat(ends[0]["start"]))
+    assert moved > 1e-4
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is not None:
+        return [leaf for key, inner in items for leaf in _flat(inner, f"{path}.{key}" if path else str(key))]
+    return [(path, value if isinstance(value, torch.Tensor) else torch.tensor(value))] if _is_number(value) else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | int | float | bool)
