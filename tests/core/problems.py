@@ -73,11 +73,11 @@ class _SameSamples(untuned.Optimizer):
         super().record_loss(loss, [0, 5, 2, 2])
 
 
-class TAPS(untuned.TAPS, _SameSamples):
+class TAPS(_SameSamples, untuned.TAPS):
     pass
 
 
-class MOTAPS(untuned.MOTAPS, _SameSamples):
+class MOTAPS(_SameSamples, untuned.MOTAPS):
     pass
 
 
