@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from itertools import compress, repeat
-from operator import attrgetter, is_not
+from operator import attrgetter, is_, is_not
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class Bucket:
     states: list[dict[str, torch.Tensor]]  # their slots, counters and numbers
     device: torch.device
     domain: tuple[Any, ...]
+    source: tuple[int, list[int]] = (0, [])  # the number of its group, and its places among the live tensors there
+    grads: list[torch.Tensor] = dataclasses.field(default_factory=list)
     numbers: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # counters and numbers, a row per tensor
     views: dict[str, list[torch.Tensor]] = dataclasses.field(
         default_factory=dict
@@ -78,37 +80,38 @@ def check_gradient(name: str, p: Any) -> None:
         )
 
 
-gradient = attrgetter("grad")
+_gradient = attrgetter("grad")
+Live = tuple[list[torch.Tensor], list[torch.Tensor]]  # parameters and their gradients
 
 
-def takes_part(group: Group) -> list[torch.Tensor]:
-    """The parameters of a group that have a gradient; none if its lr is 0."""
-    lr, params = group["lr"], group["params"]
-    if not isinstance(lr, torch.Tensor) and lr == 0:
-        return []
-    return list(compress(params, map(is_not, map(gradient, params), repeat(None))))
-
-
-def signature(groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Tensor]]) -> list[object]:
-    """Which tensors take part, and which dictionaries hold their state: to compare with the step before.
+def takes_part(group: Group) -> Live:
+    """The parameters of a group that have a gradient, and these; none if its lr is 0.
 
     `map` is several times as fast as a loop, which counts in a step on thousands of small tensors.
     """
-    live = list(map(takes_part, groups))
-    held = (map(states.get, params) for params in live)
-    return [list(map(id, groups)), *(list(map(id, params)) for params in live), *(list(map(id, ds)) for ds in held)]
+    lr, params = group["lr"], group["params"]
+    if not isinstance(lr, torch.Tensor) and lr == 0:
+        return [], []
+    grads = list(map(_gradient, params))
+    has = list(map(is_not, grads, repeat(None)))
+    return (list(params), grads) if all(has) else (list(compress(params, has)), list(compress(grads, has)))
 
 
-def arrange(groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Tensor]]) -> list[Bucket]:
-    """Buckets of the parameters that take part: those with a gradient, in groups whose lr is not 0."""
+def same_objects(these: list[Any], those: list[Any]) -> bool:
+    return len(these) == len(those) and all(map(is_, these, those))
+
+
+def arrange(live: list[Live], groups: list[Group], states: dict[torch.Tensor, dict[str, torch.Tensor]]) -> list[Bucket]:
+    """Buckets of the parameters that take part."""
     buckets: list[Bucket] = []
-    for group in groups:
+    for number, (group, (params, _)) in enumerate(zip(groups, live, strict=True)):
         here: dict[Any, Bucket] = {}
-        for p in takes_part(group):
+        for place, p in enumerate(params):
             key = (p.device, domain(p))
             if key not in here:
-                here[key] = Bucket(group, [], [], p.device, key[1])
+                here[key] = Bucket(group, [], [], p.device, key[1], (number, []))
             here[key].params.append(p)
             here[key].states.append(states[p])
+            here[key].source[1].append(place)
         buckets += here.values()
     return buckets

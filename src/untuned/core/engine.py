@@ -19,7 +19,7 @@ import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, rounding, state, totals
-from untuned.core.buckets import Bucket, Group, arrange, check_gradient, signature, takes_part
+from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
@@ -125,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         self.grad_norm: torch.Tensor | None = None  # before clipping
         self.clip = torch.ones((), dtype=torch.float64)  # the factor of the gradients in this step
         self._tensors = sweep.Tensors([self._guard, *(one for one, _ in self._plan)], self.stochastic_rounding)
-        self._arranged: tuple[list[object], list[Bucket]] = [], []
+        self._arranged: tuple[list[list[Any]], list[Bucket]] = [], []
         self.before: dict[int, dict[str, torch.Tensor]] = {}  # numbers of each group when the step began
         self.loss: torch.Tensor | None = None
         self.sample_ids: torch.Tensor | None = None
@@ -360,21 +360,27 @@ class Optimizer(torch.optim.Optimizer):
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
-        now = signature(self.param_groups, self.state)
+        live = list(map(takes_part, self.param_groups))
+        now = [list(self.param_groups), *(params for params, _ in live), list(self.state.values())]
         known, buckets = self._arranged
-        if now != known or not (all(map(state.still_stacked, buckets)) and self._tensors.found(buckets)):
-            for group in self.param_groups:
-                for p in takes_part(group):
+        same = len(known) == len(now) and all(map(same_objects, known, now))
+        if same:
+            _take_gradients(buckets, live)
+        if not same or not (all(map(state.still_stacked, buckets)) and self._tensors.found(buckets)):
+            for group, (params, _) in zip(self.param_groups, live, strict=True):
+                for p in params:
                     check_gradient(self._title, p)
                     if not self.state.get(p):
                         state.create_slots(self, p, group)
                     state.follow_parameter(self, p)
-            buckets = arrange(self.param_groups, self.state)
+            buckets = arrange(live, self.param_groups, self.state)
+            _take_gradients(buckets, live)
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
                 bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self._tensors.arrange(self, buckets)
+            now[-1] = list(self.state.values())
             self._arranged = now, buckets
         for bucket in buckets:
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
@@ -556,7 +562,7 @@ class Optimizer(torch.optim.Optimizer):
             rho = torch.where(t > 0, rho, 1.0)
             t = t.clamp(min=1.0).reshape(1)
             used = group | {"lr": self.before.get(id(params), group)["lr"]}  # a schedule may have moved on since
-            bucket = Bucket(used, trained, states, self.device, (), {"rho": rho.reshape(1)}, t=t)
+            bucket = Bucket(used, trained, states, self.device, (), numbers={"rho": rho.reshape(1)}, t=t)
             frame = ElementFrame(self, bucket, 0)
             value = frame.read(self.parts["iterate"], "rate")
             for role in ("step_size", "iterate"):
@@ -594,6 +600,13 @@ class Optimizer(torch.optim.Optimizer):
             for i, g in enumerate(self.param_groups)
         )
         return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running} execution): {recipe}", *groups])
+
+
+def _take_gradients(buckets: list[Bucket], live: list[Live]) -> None:
+    for bucket in buckets:
+        number, places = bucket.source
+        grads = live[number][1]
+        bucket.grads = grads if len(places) == len(grads) else [grads[place] for place in places]
 
 
 def _listed(params: Any) -> list[Any]:

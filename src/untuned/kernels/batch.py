@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from untuned.core.buckets import Bucket, gradient, local
+from untuned.core.buckets import Bucket, local
 from untuned.kernels.program import Column
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ class Batch:
             index = torch.tensor([where[row][2] for row in rows], device=self.device)
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
-        self.dtype = self.params[0].dtype
         self.permuted = [row for row, p in enumerate(self.params) if not local(p).is_contiguous()]
-        self.seen: list[Any] = []
-        self.addresses: list[list[int]] = []
+        self.seen, self.addresses = [], []
         self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams, tensors]
 
     def found(self) -> bool:
@@ -53,7 +51,11 @@ class Batch:
         """
         if not all(all(map(is_, map(itemgetter(key), self.states), held)) for key, held in self.slots.items()):
             return False
-        streams = {"p": self.params, "g": list(map(gradient, self.params)), **self.slots}
+        grads: list[torch.Tensor] = []
+        for number, members, _ in self.spans:
+            here = self.buckets[number].grads
+            grads += here if isinstance(members, slice) else [here[j] for j in members.tolist()]
+        streams = {"p": self.params, "g": grads, **self.slots}
         if self.sharded:
             streams = {key: list(map(local, tensors)) for key, tensors in streams.items()}
         try:
@@ -63,7 +65,7 @@ class Batch:
         except RuntimeError:  # a sparse gradient has neither strides nor an address
             return False
         if addresses != self.addresses:
-            if any(p.dtype != self.dtype or p.device != self.device for p in self.params):
+            if any(p.dtype != self.dtypes["p"] or p.device != self.device for p in self.params):
                 return False
             self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
         known, self.seen = self.seen or seen, seen
@@ -84,19 +86,13 @@ def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch
     """The dtypes of the streams if a kernel can take this tensor: in one block of memory each, in equal order."""
     x = local(p)
     blocks = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    streams = [(key, _stream(opt, p, key)) for key in keys]
+    held = {"p": p, "g": p.grad, **opt.state[p]}
+    streams = [(key, local(held[key])) for key in keys]
     same = all(
         type(t) in _PLAIN and t.dtype in types and t.stride() == x.stride() and t.shape == x.shape and not t.is_neg()
         for _, t in streams
     )
     return tuple((key, t.dtype) for key, t in streams) if x.numel() and blocks and same else None
-
-
-def _stream(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
-    if key == "g":
-        assert p.grad is not None
-        return local(p.grad)
-    return local(p if key == "p" else opt.state[p][key])
 
 
 PER_TENSOR = {"t", "rho", "each", "each_before", "noise"}  # kinds of columns with a value for each tensor of a bucket

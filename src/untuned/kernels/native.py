@@ -122,7 +122,7 @@ class Call:
         self.writer = NumbaWriter(program, {key: TYPES[d] for key, d in batch.dtypes.items()}, self.parallel)
         self.function = compile_source(self.writer.source)
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(batch.sizes) for o in range(0, n, CHUNK)]
-        self.tensor, self.offset, self.length = np.array(chunks, dtype=np.int64).T.copy()
+        self.tensor, self.offset, self.length = np.array(chunks).T.copy()
         self.first = np.searchsorted(self.tensor, np.arange(len(batch.sizes)))
         self.table = np.empty((len(batch.sizes), len(self.writer.columns) + 1))
         self.partial = np.empty((len(chunks), max(1, len(program.sums))))
@@ -130,6 +130,8 @@ class Call:
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
+        if all(flag is not None and not flag.numpy() for flag in flags.values()):
+            return torch.zeros(self.rows.shape, dtype=torch.float64)
         for number, index, rows in self.batch.spans:
             bucket, flag = self.batch.buckets[number], flags[number]
             self.table[rows, 0] = True if flag is None else flag.numpy()

@@ -163,8 +163,7 @@ class Table:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        self.sent: list[Any] | None = None
-        self.tensor = torch.empty(0)
+        self.sent, self.tensor = [None], torch.empty(0)
 
     def send(self, values: list[Any]) -> torch.Tensor:
         if _capturing(self.device):  # later steps replace our tensor, but not the graph's
