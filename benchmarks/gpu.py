@@ -35,6 +35,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import untuned
+from untuned.study.programs import streams
 
 LIMIT = 420.0  # seconds after which no row is begun
 SLEEP = 6_000_000  # cycles, about 3 ms: longer than any step takes to enqueue
@@ -90,7 +91,7 @@ class Contender:
             return 7 * sum(p.nbytes for p in self.params)  # p, g, m and v in, p, m and v out
         if self.optimizer._tensors.rest:
             raise RuntimeError(f"{len(self.optimizer._tensors.rest)} tensors went the reference way")
-        keys = self.optimizer._tensors.streams(guard=True)
+        keys = streams(self.optimizer, guard=True)
         held = [{"p": p, "g": p.grad} | self.optimizer.state[p] for p in self.params]
         return sum(tensors[key].nbytes for tensors in held for key in keys)
 

@@ -463,3 +463,25 @@ def test_frozen_parameters_cost_nothing_until_they_are_trained(name: str) -> Non
     assert all(optimizer.state[p]["step"].item() == 3 for p in frozen)
     entirely = EVERY[name]([{"params": [nn.Parameter(torch.ones(2), requires_grad=False)]}])
     assert entirely.metrics()["lr_effective"] == 0.0
+
+
+def test_entries_of_no_parameter_are_left_alone() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = untuned.Prodigy([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state["global"] = {"x": 1}
+    assert copy.deepcopy(optimizer).state["global"] == {"x": 1}
+    saved = optimizer.state_dict()
+    saved["state"][9] = {"a": 1}
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.metrics()["steps"] == 2
+
+
+def test_sparse_numbers_are_refused() -> None:
+    optimizer = untuned.Prodigy([torch.nn.Parameter(torch.ones(3))])
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["d"] = torch.tensor(1.0).to_sparse()
+    with pytest.raises(TypeError, match="'d' of a group must be a number"):
+        optimizer.load_state_dict(saved)

@@ -3,18 +3,19 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import untuned
-from untuned.core.declare import hyper
+from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
-from untuned.directions import TAM, Adam, Gradient, Momentum
-from untuned.iterates import Mechanic, ScheduleFree
+from untuned.directions import TAM, AdaGrad, Adam, Gradient, Momentum, RMSProp
+from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.kernels import native
 from untuned.kernels.program import TraceFrame, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
-from untuned.weight_decay import Proximal
+from untuned.weight_decay import Coupled, Decoupled, Proximal
 
 pytest.importorskip("numba")
 
@@ -301,3 +302,121 @@ def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> 
     assert "reference execution" in repr(untuned.AdamW([p]))
     with pytest.raises(ValueError, match=r"needs numba: pip install 'untuned\[kernels\]'"):
         untuned.AdamW([p], execution="native")
+
+
+class DecayByTheNewNumber(StepSize):
+    """The step uses a number from before its decision, the weight decay the one from after it."""
+
+    lr: float = hyper(default=0.1, within="[0, inf)")
+    d = number(1.0)
+
+    def measure(self, x: Any) -> Any:
+        return x.g * x.g
+
+    def decide(self, c: Any, gg: Any) -> None:
+        c.d = c.d + gg
+
+    def size(self, x: Any) -> tuple[Any, Any]:
+        return x.lr * x.was_d, x.lr * x.d
+
+
+def test_a_move_whose_weight_decay_waits_for_the_decision_waits_too() -> None:
+    for execution in ("native", "reference"):
+        w = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+        parts = (Gradient(), DecayByTheNewNumber(), Plain(), Decoupled(0.5))
+        optimizer = untuned.compose([w], *parts, execution=execution)
+        expected, d = 1.0, 1.0
+        for _ in range(3):
+            w.grad = torch.full_like(w, 0.5)
+            optimizer.step()
+            before, d = d, d + 4 * 0.25
+            expected -= 0.1 * before * 0.5 + 0.1 * d * 0.5 * expected
+        assert w[0].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("direction", [lambda: RMSProp(eps=0.3), AdaGrad, lambda: Adam(eps=0.3)])
+@pytest.mark.parametrize("decay", [Coupled, Decoupled, Proximal])
+def test_a_correction_is_that_of_the_reference(direction: Any, decay: Any) -> None:
+    results = []
+    for execution in ("native", "reference"):
+        w = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer = untuned.compose(
+            [w], direction(), Prodigy(d0=0.01), Plain(), decay(weight_decay=0.3), execution=execution
+        )
+        for _ in range(8):
+            w.grad = w.detach() - 3
+            optimizer.step()
+        results.append(w.detach())
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
+
+
+def test_a_layout_met_in_a_step_that_failed_is_not_taken_for_known() -> None:
+    a, b = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = untuned.SGD([a, b], lr=1.0, execution="native")
+    a.grad, b.grad = torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64)
+    optimizer.step()
+    a.grad = torch.arange(6.0).reshape(3, 2).t()
+    b.grad = b.grad.to_sparse()
+    with pytest.raises(TypeError, match="gradients must be dense"):
+        optimizer.step()
+    b.grad = torch.zeros(2, dtype=torch.float64)
+    optimizer.step()
+    assert a.tolist() == [[0.0, -2.0, -4.0], [-1.0, -3.0, -5.0]]
+
+
+def test_memory_beyond_a_parameter_that_shrank_stays() -> None:
+    p = torch.nn.Parameter(torch.zeros(50))
+    optimizer = untuned.SGD([p], lr=1.0, execution="native")
+    p.grad = torch.ones(50)
+    optimizer.step()
+    for big in (torch.zeros(50), p.data):  # other memory, and the same
+        p.data = big[:20]
+        p.grad = None
+        p.grad = torch.ones(20)
+        optimizer.state[p].clear()
+        optimizer.step()
+        assert big[:20].tolist() == [float(big[0])] * 20
+        before = big[20:].clone()
+        p.grad = torch.ones(20)
+        optimizer.step()
+        assert torch.equal(big[20:], before)
+
+
+def test_a_slot_whose_memory_is_of_another_dtype_is_taken_as_declared() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(50)) for _ in range(2))
+    ours, twin = (untuned.Adam([w], lr=0.1, execution=e) for w, e in ((p, "native"), (q, "reference")))
+    for _ in range(3):
+        for w, optimizer in ((p, ours), (q, twin)):
+            w.grad = w.detach() * 2
+            optimizer.step()
+            held = optimizer.state[w]["exp_avg"]
+            held.data = held.data.bfloat16()
+    torch.testing.assert_close(p, q, rtol=1e-3, atol=0)
+
+
+def test_lr_may_be_a_tensor_of_bfloat16() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = untuned.SGD([p], lr=torch.tensor(0.5, dtype=torch.bfloat16), execution="native")
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert p.tolist() == [0.5] * 3
+
+
+def test_cube_roots_are_those_of_float64() -> None:
+    from numba import njit
+
+    from untuned.kernels.pointers import cbrt
+
+    @njit
+    def roots(x: Any, out: Any) -> None:
+        for i in range(x.size):
+            out[i] = cbrt(x[i])
+
+    x = np.exp(np.linspace(np.log(1e-36), np.log(1e38), 200_001)).astype(np.float32)
+    out = np.empty_like(x)
+    roots(x, out)
+    assert np.abs(out / np.cbrt(x.astype(np.float64)) - 1).max() < 6e-7
+    ends = np.array([0.0, np.inf, np.nan], dtype=np.float32)
+    roots(ends, ends)
+    assert ends[:2].tolist() == [0.0, np.inf]
+    assert np.isnan(ends[2])

@@ -242,7 +242,8 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults.pop("differentiable", None)  # torch adds its own option here
         self._prepare()
         state.tie_numbers(self)
-        self._begun = {p for p, held in self.state.items() if held and float(held["step"]) > 0}
+        states = {p: self.state.get(p) for group in self.param_groups for p in group["params"]}
+        self._begun = {p for p, held in states.items() if held and float(held["step"]) > 0}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that were unfrozen since the last step are in it."""
@@ -482,7 +483,7 @@ class Optimizer(torch.optim.Optimizer):
             self._tensors.run(self, sweep, buckets)
             return {}
         rows = self._rows(sweep, buckets)
-        if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then nothing further moves
+        if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then no number moves
             self._go_on_if(buckets, torch.isfinite(rows).all())
         columns = iter(rows.unbind(1))
         return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.apart.items()}

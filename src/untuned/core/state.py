@@ -135,7 +135,10 @@ def stack_numbers(opt: Optimizer, bucket: Bucket) -> None:
 
 def still_stacked(bucket: Bucket) -> bool:
     """Whether the states hold the views they were given."""
-    return all(all(map(is_, map(itemgetter(key), bucket.states), held)) for key, held in bucket.views.items())
+    try:
+        return all(all(map(is_, map(itemgetter(key), bucket.states), held)) for key, held in bucket.views.items())
+    except KeyError:  # emptied by the user, to begin anew
+        return False
 
 
 def tie_numbers(opt: Optimizer) -> None:
@@ -224,7 +227,7 @@ def _check_saved_group(opt: Optimizer, group: Group) -> None:
 
 
 def _check_saved_number(name: str, what: str, value: Any, first: torch.Tensor) -> None:
-    if isinstance(value, torch.Tensor) and not (value.is_complex() or value.is_meta):
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not (value.is_complex() or value.is_meta):
         if value.shape != first.shape:
             raise ValueError(
                 f"{name}: {what} has shape {tuple(value.shape)} in this checkpoint, not {tuple(first.shape)}. "

@@ -29,7 +29,8 @@ class Batch:
         self.states = [bucket.states[j] for _, bucket, j in where]
         self.slots = {key: list(map(itemgetter(key), self.states)) for key in self.dtypes if key not in "pg"}
         self.device = self.params[0].device
-        self.sizes = [local(p).numel() for p in self.params]
+        self.shapes = [local(p).shape for p in self.params]
+        self.sizes = [shape.numel() for shape in self.shapes]
         self.sharded = any(local(p) is not p for p in self.params)
         self.calls: dict[Any, Any] = {}  # a kernel call for every sweep
         self.buckets = {number: bucket for number, bucket, _ in where}
@@ -65,15 +66,18 @@ class Batch:
         except RuntimeError:  # a sparse gradient has neither strides nor an address
             return False
         if addresses != self.addresses:
-            if any(p.dtype != self.dtypes["p"] or p.device != self.device for p in self.params):
-                return False
+            for key, now, then in zip(self.dtypes, addresses, self.addresses or addresses, strict=True):
+                moved = zip(streams[key], self.shapes, strict=True) if key != "g" and now != then else ()
+                if any((t.dtype, t.device, t.shape) != (self.dtypes[key], self.device, s) for t, s in moved):
+                    return False
             self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
-        known, self.seen = self.seen or seen, seen
-        return known == seen
+        self.seen = self.seen or seen  # as it was when the tensors were sorted
+        return self.seen == seen
 
 
 _SEEN: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("p", torch.Tensor.is_contiguous),
+    ("p", torch.Tensor.numel),
     ("g", torch.Tensor.is_contiguous),
     ("g", torch.Tensor.numel),
     ("g", attrgetter("dtype")),

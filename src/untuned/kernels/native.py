@@ -97,6 +97,11 @@ class NumbaWriter(Writer):
         return _TEMPLATES.get(q.op, f"({{0}}) {q.op} ({{1}})").format(*args)
 
 
+def numbers_of(t: torch.Tensor) -> np.ndarray:
+    """The memory of a small tensor: no operation is dispatched, unless it is on a GPU or in bfloat16."""
+    return (t.double() if t.is_cuda or t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
+
+
 def _in_parallel(function: Any, arguments: tuple[Any, ...]) -> None:
     """Run on as many threads as torch uses, and leave torch's number as it was: the two may share one OpenMP pool.
 
@@ -130,14 +135,14 @@ class Call:
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        if all(flag is not None and not flag.numpy() for flag in flags.values()):
+        if all(flag is not None and not numbers_of(flag) for flag in flags.values()):
             return torch.zeros(self.rows.shape, dtype=torch.float64)
         for number, index, rows in self.batch.spans:
             bucket, flag = self.batch.buckets[number], flags[number]
-            self.table[rows, 0] = True if flag is None else flag.numpy()
+            self.table[rows, 0] = True if flag is None else numbers_of(flag)
             for column, name in enumerate(self.writer.columns, start=1):
                 value = scalar(opt, bucket, name)
-                value = value.detach().numpy() if isinstance(value, torch.Tensor) else value  # memory, no dispatch
+                value = numbers_of(value) if isinstance(value, torch.Tensor) else value
                 self.table[rows, column] = value[index] if name[0] in PER_TENSOR else value
         self.partial.fill(0.0)
         arguments = self.batch.pointers, self.tensor, self.offset, self.length, self.table, self.partial

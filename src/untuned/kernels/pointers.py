@@ -72,14 +72,16 @@ def bits_of(value):
 
 @njit(inline="always")
 def cbrt(x):
-    """The cube root of a float32 x >= 0 as x y^2; y = x^(-1/3) from the bits of x and three steps of Newton's method.
+    """The cube root of a float32 x >= 0 as x y^2; y = x^(-1/3) from the bits of x, a step of third order and Newton's.
 
-    pow() takes eight times as long as the rest of a sweep. Relative error 5e-7 from 1e-36 on; below, it is too small.
+    pow() takes eight times as long as the rest of a sweep. Relative error 6e-7 from 1e-36 on; below, it is too small.
     """
     at_least = max(x, np.float32(1e-36))  # y^3 must not overflow
-    y = _as_float(np.uint32(0x54A2FA8C) - _as_bits(at_least) // np.uint32(3))
-    for _ in range(3):
-        y = y * (np.float32(4 / 3) - np.float32(1 / 3) * at_least * y * y * y)
+    third = np.int32(np.float32(np.int32(_as_bits(at_least))) * np.float32(1 / 3))
+    y = _as_float(np.uint32(np.int32(0x54A2FA8C) - third))
+    r = np.float32(1) - at_least * y * y * y
+    y = y + y * r * (np.float32(1 / 3) + np.float32(2 / 9) * r)
+    y = y * (np.float32(4 / 3) - np.float32(1 / 3) * at_least * y * y * y)
     return x * y * y
 
 

@@ -226,7 +226,8 @@ def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Pro
 
     That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table;
     none if the decisions change nothing that the move reads. None if the move cannot go ahead: it can if the numbers
-    seldom change, it is affine in the step, and the weight decay does not depend on them.
+    seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the direction depends on
+    them.
     """
     decided, iterate = [opt.parts[role] for role in deciders], opt.parts["iterate"]
 
@@ -243,7 +244,8 @@ def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Pro
     changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
     if set(now.stores) != {"p"} or not iterate.affine or not all(numbers[key].seldom for _, key, _ in changed):
         return None
-    if not same(rate, rate_then):
+    direction = leaves([Symbol.lift(TraceFrame(opt, decays).read(iterate, "u"))])
+    if not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
     corrected = new.call("+", Symbol("load", "p"), new.call("-", new, old))

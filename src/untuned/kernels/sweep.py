@@ -68,7 +68,7 @@ def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, list[str]]]:
     verbs, deciders = first[-1] if first else ([], [])
     joins = last == (MOVE, []) and verbs and not _of_slices(opt, verbs)
     ahead = [found for decays in DECAYS if joins and (found := early(opt, deciders, decays))]
-    if not ahead:
+    if len(ahead) < len(DECAYS):
         return [(_of_verbs(opt, v, v), d) for v, d in plan]
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
     changed, whole = ahead[0][1], [*verbs, *MOVE]
@@ -163,11 +163,6 @@ class Tensors:
             return {sweep: dataclasses.replace(program, at_random=True) for sweep, program in found.items()}
         return {sweep: compensated(program) if exact else program for sweep, program in found.items()}
 
-    def streams(self, guard: bool) -> list[str]:
-        """What kernels read and write in a step, by key, without corrections that most steps do not need."""
-        usual = [s.programs[self.decays] for s in self.sweeps[not guard :] if s.programs and s.only_changed is None]
-        return [key for program in usual for keys in program.streams() for key in keys]
-
     def run(self, opt: Optimizer, sweep: Sweep, buckets: list[Bucket]) -> list[torch.Tensor]:
         """One block [tensors, sums] per bucket."""
         blocks = [torch.zeros((len(b.params), sweep.count), dtype=torch.float64, device=b.device) for b in buckets]
@@ -185,15 +180,8 @@ class Tensors:
 
 
 def _kernels(opt: Optimizer, device: torch.device) -> Any:
-    """The module that compiles programs for a device, if there is one."""
-    if opt.execution == "reference":
+    """The module that compiles programs for a device, if there is one; importing it takes half a second."""
+    on_gpu = device.type in TRITON_DEVICES and triton_available and opt.execution == "native"
+    if opt.execution == "reference" or not (on_gpu or (native_available and device.type == "cpu")):
         return None
-    if device.type in TRITON_DEVICES and triton_available and opt.execution == "native":
-        from untuned.kernels import triton  # importing it takes half a second
-
-        return triton
-    if native_available and device.type == "cpu":
-        from untuned.kernels import native  # as long, for numba
-
-        return native
-    return None
+    return importlib.import_module("untuned.kernels.triton" if on_gpu else "untuned.kernels.native")

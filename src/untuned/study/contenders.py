@@ -10,6 +10,7 @@ import torch
 
 import untuned
 from untuned.study.config import label, parse_methods
+from untuned.study.programs import streams
 
 Shapes = list[tuple[int, ...]]
 LR = 1e-6  # small: the parameters stay where they are
@@ -139,9 +140,9 @@ class Contender:
             return 7 * sum(p.nbytes for p in self.params)  # p g m v in, p m v out
         if not isinstance(self.optimizer, untuned.Optimizer):
             return None
-        streams = self.optimizer._tensors.streams(guard=self.optimizer.skip_nonfinite)
+        keys = streams(self.optimizer, guard=self.optimizer.skip_nonfinite)
         held = [{"p": p, "g": g} | self.optimizer.state[p] for p, g in zip(self.params, self.gradients, strict=True)]
-        return sum(tensors[key].nbytes for tensors in held for key in streams)
+        return sum(tensors[key].nbytes for tensors in held for key in keys)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -11,6 +11,13 @@ from untuned.kernels.writer import Writer
 _INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
 
 
+def streams(opt: Optimizer, guard: bool) -> list[str]:
+    """What kernels read and write in a step, by key, without corrections that most steps do not need."""
+    decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
+    usual = [s.programs[decays] for s in opt._tensors.sweeps[not guard :] if s.programs and s.only_changed is None]
+    return [key for program in usual for keys in program.streams() for key in keys]
+
+
 def describe(opt: Optimizer) -> str:
     """The programs of an optimizer's sweeps, with what they read and write."""
     decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
