@@ -28,7 +28,7 @@ test-parity: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m parity
 
-# timm needs a torchvision made for the torch at hand; see docs/integrations/timm.md.
+# timm imports torchvision, which must be the build that belongs to the torch at hand.
 test-integrations: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[accelerate,huggingface,lightning,loggers,ray,timm]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m integrations tests/integrations

@@ -72,6 +72,7 @@ ENGINE: dict[str, st.SearchStrategy[Any]] = {
     "stochastic_rounding": FLAGS,
     "clip_grad_norm": st.sampled_from([*[None, 1e-3, 1.0, 100.0] * 3, 0.0, -1.0, float("nan"), "1", True]),
     "loss_group": st.sampled_from(["world", None]),
+    "shard_group": st.sampled_from(["world", None]),
     "execution": st.sampled_from([*["reference"] * 6, "fast", None]),
 }
 assert ENGINE.keys() == EngineOptions.__annotations__.keys()

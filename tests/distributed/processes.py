@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import untuned
 
-STEPS = 30
+STEPS = 50
 MORE = range(STEPS, STEPS + 5)
 
 # Options under which every method moves visibly in these steps.
@@ -69,6 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sngm": {"lr": 0.02},
 }
 REPLICATED = list(OPTIONS)
+FLATTENED = [name for name in OPTIONS if name not in ("tam", "adatam", "adatamw", "ldog")]  # these see whole tensors
 SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
 
@@ -202,11 +205,40 @@ def every_layout(rank: int, folder: Path) -> dict[str, Any]:
     return {f"{layout} {name}": laid_out(rank, name, layout) for layout in LAYOUTS for name in OPTIONS}
 
 
+def divided(rank: int, name: str) -> dict[str, Any]:
+    """ZeroRedundancyOptimizer: each process steps parameters of its own; one of them meets a NaN."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = network()
+    wrapped = DistributedDataParallel(model)
+    make = functools.partial(untuned.get(name).optimizer, **OPTIONS[name], shard_group="world", clip_grad_norm=2.0)
+    optimizer: Any = ZeroRedundancyOptimizer(wrapped.parameters(), make)
+    train(wrapped, optimizer, range(STEPS), slice(rank, None, 2))
+    end = vector(model)
+    next(model.parameters()).grad.fill_(math.nan)
+    optimizer.step(loss=1.0, sample_ids=torch.arange(4))
+    return {"end": end, "after nan": vector(model), "metrics": optimizer.optim.metrics()}
+
+
+def flattened(rank: int, name: str) -> dict[str, Any]:
+    """FSDP1 with the original parameters: each process holds a piece of a flat one, as plain tensors."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(network(), use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = untuned.create([*model.parameters()], name, **OPTIONS[name], shard_group="world", clip_grad_norm=2.0)
+    train(model, optimizer, range(STEPS), slice(rank, None, 2))
+    with FullyShardedDataParallel.summon_full_params(model):
+        return {"end": vector(model), "metrics": optimizer.metrics()}
+
+
 def every_scenario(rank: int, folder: Path) -> dict[str, Any]:
     found = {f"replicated {name}": replicated(rank, name) for name in REPLICATED}
     found["own loss"] = replicated(rank, "momo", loss_group=None)
     found["nan loss"] = nan_loss(rank)
     found |= {f"sharded {name}": sharded(rank, name, folder) for name in OPTIONS}
+    with warnings.catch_warnings(action="ignore"):  # torch's, that these have successors
+        found |= {f"divided {name}": divided(rank, name) for name in OPTIONS}
+        found |= {f"flattened {name}": flattened(rank, name) for name in FLATTENED}
     return found | {f"mixed {name}": mixed(rank, name) for name in MIXED}
 
 

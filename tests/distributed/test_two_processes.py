@@ -11,7 +11,7 @@ import processes
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from processes import MIXED, MORE, OPTIONS, REPLICATED, SAVED, STEPS
+from processes import FLATTENED, MIXED, MORE, OPTIONS, REPLICATED, SAVED, STEPS
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import untuned
@@ -107,6 +107,33 @@ def test_every_element_counts_once_however_it_is_placed(name: str, ranks: list[d
     assert one["metrics"] == two["metrics"]
     assert_near(one["end"], processes.vector(model))
     assert_same_numbers(one["metrics"], optimizer.metrics())
+
+
+def clipped(name: str) -> tuple[torch.Tensor, dict[str, float]]:
+    model = processes.network()
+    optimizer = untuned.create([*model.parameters()], name, **OPTIONS[name], clip_grad_norm=2.0)
+    processes.train(model, optimizer, range(STEPS))
+    return processes.vector(model), optimizer.metrics()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_divided_parameters_are_one_model(name: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank[f"divided {name}"] for rank in ranks)
+    expected, numbers = clipped(name)
+    assert torch.equal(one["end"], two["end"])
+    assert_near(one["end"], expected)
+    for found in (one, two):
+        assert torch.equal(found["after nan"], found["end"])
+        assert found["metrics"]["skipped"] == numbers["skipped"] + 1
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_flattened_parameters_are_one_model(name: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank[f"flattened {name}"] for rank in ranks)
+    expected, numbers = clipped(name)
+    assert torch.equal(one["end"], two["end"])
+    assert_near(one["end"], expected)
+    assert one["metrics"]["grad_norm"] == two["metrics"]["grad_norm"] == pytest.approx(numbers["grad_norm"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypedDict
 
 import torch
@@ -43,19 +43,22 @@ class EngineOptions(TypedDict, total=False):
     and count it in `metrics()["skipped"]`; costs one read of the gradients. slot_dtype: the dtype of slots (default:
     float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over whose ranks
     the loss is averaged, "world" (default; with tensor parallelism give the data-parallel group), or None for one that
-    is already averaged. kahan_sum: keep what rounding takes from float16 and bfloat16 parameters in a slot, so that
-    small steps add up (default None: for methods that measure how far the parameters moved). stochastic_rounding: round
-    bfloat16 parameters and slots up or down at random instead, without bias and without memory. clip_grad_norm: scale
-    gradients so that their norm, over all tensors that take part, is at most this (default None: no clipping), as
-    `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the norm from before is in
-    `metrics()["grad_norm"]`. execution: "reference"
-    runs the verbs as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist.
+    is already averaged. shard_group: the process group (or "world") whose ranks hold different parameters as plain
+    tensors, as in `ZeroRedundancyOptimizer` and FSDP1: what is summed over the model is added over it (default None;
+    FSDP2 and tensor parallelism need nothing). kahan_sum: keep what rounding takes from float16 and bfloat16 parameters
+    in a slot, so that small steps add up (default None: for methods that measure how far the parameters moved).
+    stochastic_rounding: round bfloat16 parameters and slots up or down at random instead, without bias and without
+    memory. clip_grad_norm: scale gradients so that their norm, over all tensors that take part, is at most this
+    (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the
+    norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs as written, "native" as
+    compiled kernels (needs numba), "auto" (default) as kernels where they exist.
     """
 
     maximize: bool
     skip_nonfinite: bool
     slot_dtype: torch.dtype | None
     loss_group: Any
+    shard_group: Any
     kahan_sum: bool | None
     stochastic_rounding: bool
     clip_grad_norm: float | None
@@ -81,6 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         skip_nonfinite: bool = True,
         slot_dtype: torch.dtype | None = None,
         loss_group: Any = "world",
+        shard_group: Any = None,
         kahan_sum: bool | None = None,
         stochastic_rounding: bool = False,
         clip_grad_norm: float | None = None,
@@ -113,7 +117,8 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._title}: execution='native' needs numba: pip install 'untuned[kernels]'.")
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
-        self.loss_group, self.kahan_sum, self.execution = loss_group, kahan_sum, execution
+        self.loss_group, self.shard_group = loss_group, shard_group
+        self.kahan_sum, self.execution = kahan_sum, execution
         self.stochastic_rounding, self.clip_grad_norm = stochastic_rounding, clip_grad_norm
         self._prepare()
         super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
@@ -143,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def device(self) -> torch.device:
         """Where the numbers live: the device of the first parameter."""
-        return self.param_groups[0]["params"][0].device
+        return next(p.device for group in self.param_groups for p in group["params"])
 
     @property
     def top(self) -> Any:
@@ -211,7 +216,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"a group may have {', '.join(self.defaults)}."
             )
         tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in group["params"]]
-        if not tensors:
+        if not tensors and self.shard_group is None:  # the tensors of a group may all be with other ranks
             raise ValueError(f"{self._title}: a parameter group is empty. Give it parameters, or leave it out.")
         known = {p for g in getattr(self, "param_groups", ()) for p in g["params"]}
         for p in tensors:
@@ -234,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("parts", "loss_group", "execution", *_OPTIONS)
+        kept = ("parts", "loss_group", "shard_group", "execution", *_OPTIONS)
         return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
@@ -429,12 +434,12 @@ class Optimizer(torch.optim.Optimizer):
             lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
             bucket.on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
         if self.skip_nonfinite or self.clip_grad_norm is not None:
-            bad, *squares = self._rows(self._guard, buckets).unbind(1)
+            sums = totals.over_shards(self._rows(self._guard, buckets).sum(0), self.shard_group)
             if self.skip_nonfinite:
-                ok = (bad == 0).all()
+                ok = sums[0] == 0
                 self._go_on_if(buckets, ok if self.loss is None else ok & torch.isfinite(self.loss))
             if self.clip_grad_norm is not None:
-                self.grad_norm = squares[0].sum().sqrt()
+                self.grad_norm = sums[1].sqrt()
                 self.clip = (self.clip_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)  # torch's 1e-6
         for bucket in buckets:
             for p in () if bucket.begun else bucket.params:
@@ -484,7 +489,8 @@ class Optimizer(torch.optim.Optimizer):
             return {}
         rows = self._rows(sweep, buckets)
         if self.skip_nonfinite:  # finite gradients may still overflow in a sum: then no number moves
-            self._go_on_if(buckets, torch.isfinite(rows).all())
+            bad = totals.over_shards((~torch.isfinite(rows)).sum(dtype=torch.float64), self.shard_group)
+            self._go_on_if(buckets, bad == 0)
         columns = iter(rows.unbind(1))
         return {role: [(next(columns), keep) for keep in flags] for role, flags in sweep.apart.items()}
 
@@ -499,15 +505,25 @@ class Optimizer(torch.optim.Optimizer):
     def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part = self.parts[role]
         if part.scope == "model":
-            part.decide(ScalarFrame(self, part, buckets).place(role), *(c if keep else c.sum() for c, keep in sums))
+            added = self._added(c.sum() for c, keep in sums if not keep)
+            here = [c if keep else next(added) for c, keep in sums]
+            part.decide(ScalarFrame(self, part, buckets).place(role), *here)
             return
         start = 0
         for group in self.param_groups:
             if mine := [b for b in buckets if b.group is group]:
                 rows = slice(start, start := start + sum(len(b.params) for b in mine))
                 stay = part.scope == "tensor"
-                here = (c[rows] if keep or stay else c[rows].sum() for c, keep in sums)
+                added = self._added(c[rows].sum() for c, keep in sums if not (keep or stay))
+                here = [c[rows] if keep or stay else next(added) for c, keep in sums]
                 part.decide(ScalarFrame(self, part, mine).place(role), *here)
+
+    def _added(self, sums: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""
+        local = list(sums)
+        if self.shard_group is None or not local:
+            return iter(local)
+        return iter(totals.over_shards(torch.stack(local), self.shard_group).unbind())
 
     # ------------------------------------------------------------------ modes
 

@@ -14,7 +14,7 @@ from untuned.core import rounding
 from untuned.core.buckets import Bucket, Group, local, sliced
 from untuned.core.declare import Hyper, Number
 from untuned.core.place import Frame, Place
-from untuned.core.totals import joined
+from untuned.core.totals import joined, over_shards
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -167,6 +167,9 @@ class ScalarFrame(Frame):
         if not part.per_tensor(declared):
             return self.opt.before[id(self.group["params"])][declared.key]
         return joined([b.before[declared.key].to(self.opt.device) for b in self.buckets])
+
+    def total(self, local: torch.Tensor) -> torch.Tensor:
+        return over_shards(local, self.opt.shard_group)
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.group, letter)

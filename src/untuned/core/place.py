@@ -46,8 +46,8 @@ class Place:
         return self._frame.parts["decay"].decay(self._frame.place("decay"), w, at)
 
     def summed(self, v: Any) -> Any:
-        """In `decide`: the sum of a number kept per tensor over the tensors of one decision."""
-        return v if self._part.scope == "tensor" else v.sum()
+        """In `decide`: the sum of what is kept per tensor over the tensors of one decision, on all ranks."""
+        return v if self._part.scope == "tensor" else self._frame.total(v.sum())
 
 
 class Frame:
@@ -89,6 +89,10 @@ class Frame:
         if name == "p" and part is self.parts["iterate"]:
             return "p"
         raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+
+    def total(self, local: Any) -> Any:
+        """A sum over this process's tensors, added over the ranks if each holds others."""
+        return local
 
     def slot(self, key: str) -> Any:
         raise AttributeError(f"a scalar decision cannot read the slot {key!r}: it has one value per element.")

@@ -37,7 +37,16 @@ def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _loss_group(group: Any) -> Any:
+def over_shards(sums: torch.Tensor, group: Any) -> torch.Tensor:
+    """Sums over the tensors of this process, added over the ranks of a group in which each holds others."""
+    if (group := _process_group(group)) is None:
+        return sums
+    added = sums.clone()
+    dist.all_reduce(added, group=group)
+    return added
+
+
+def _process_group(group: Any) -> Any:
     """The process group of an option: a process group, "world" (all ranks, if there are any) or None (off)."""
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return None
@@ -46,7 +55,7 @@ def _loss_group(group: Any) -> Any:
 
 def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
     """The mean of every rank's loss."""
-    if (group := _loss_group(group)) is None:
+    if (group := _process_group(group)) is None:
         return loss
     total = loss.clone()
     dist.all_reduce(total, group=group)
@@ -55,7 +64,7 @@ def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
 
 def of_all_ranks(name: str, ids: torch.Tensor, group: Any) -> torch.Tensor:
     """Every rank's sample ids, one after the other; every rank gives as many."""
-    if (group := _loss_group(group)) is None:
+    if (group := _process_group(group)) is None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(f"{name}: loss_group=None would record other samples on every rank. Leave it at 'world'.")
         return ids

@@ -43,11 +43,11 @@ class Resetting(Iterate):
 
     def decide(self, c: Place, gg: Any, gap: Any, ss: Any) -> None:
         total, r = c.total + gg, c.r + gap
-        d_hat = ratio(r.sum(), sqrt(ss))
+        d_hat = ratio(c.summed(r), sqrt(ss))
         reset = d_hat > 2 * c.d
         c.resets = c.resets + where(reset, 1.0, 0.0)
         c.d, c.total, c.r = where(reset, d_hat, c.d), where(reset, 0.0, total), where(reset, 0.0, r)
-        c.gamma = where(reset, 0.0, ratio(c.d, sqrt(c.G * c.G + total.sum())))
+        c.gamma = where(reset, 0.0, ratio(c.d, sqrt(c.G * c.G + c.summed(total))))
 
     def move(self, x: Place) -> None:
         x.s = where(x.resets > x.was_resets, 0.0, x.s + x.size * x.g)

@@ -38,10 +38,10 @@ class ResettingGD(Iterate):
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
         total = c.total + gg
-        gamma = ratio(c.d, sqrt(c.G * c.G + total.sum()))
+        gamma = ratio(c.d, sqrt(c.G * c.G + c.summed(total)))
         r = c.r + gamma * gap
-        moved = moved + 2 * gamma * gap.sum() + gamma * gamma * c.top * c.top * gg.sum()
-        d_hat = where(moved > 0, ratio(r.sum(), sqrt(where(moved > 0, moved, 1.0))), 0.0)
+        moved = moved + 2 * gamma * c.summed(gap) + gamma * gamma * c.top * c.top * c.summed(gg)
+        d_hat = where(moved > 0, ratio(c.summed(r), sqrt(where(moved > 0, moved, 1.0))), 0.0)
         reset = d_hat > 2 * c.d
         c.resets = c.resets + where(reset, 1.0, 0.0)
         c.d, c.total, c.r = where(reset, d_hat, c.d), where(reset, 0.0, total), where(reset, 0.0, r)

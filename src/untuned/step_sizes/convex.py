@@ -42,12 +42,12 @@ class DAdaptationDA(StepSize):
         return each(unit * dot(x.g, x.g)), each(x.a * x.a / unit * dot(x.g, x.g)), dot(x.m, x.m) / unit
 
     def decide(self, c: Place, gg: Any, step: Any, mm: Any) -> None:
-        before = c.S.sum()
-        before = ratio(1.0, sqrt(where(before > 0, before, gg.sum())))
+        before = c.summed(c.S)
+        before = ratio(1.0, sqrt(where(before > 0, before, c.summed(gg))))
         c.S = c.S + gg
-        c.gamma = ratio(1.0, sqrt(c.S.sum()))
+        c.gamma = ratio(1.0, sqrt(c.summed(c.S)))
         c.Q = c.Q + before * step
-        d_hat = ratio(c.gamma * mm - c.Q.sum(), 2 * sqrt(mm))
+        d_hat = ratio(c.gamma * mm - c.summed(c.Q), 2 * sqrt(mm))
         c.d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:
@@ -90,8 +90,8 @@ class ProdigyDA(StepSize):
     def decide(self, c: Place, gg: Any, gap: Any, mm: Any) -> None:
         c.r = c.r + gap
         c.S = c.S + c.d * c.d * gg
-        c.d = maximum(c.d, minimum(ratio(c.r.sum(), sqrt(mm)), c.d * c.growth_rate))
-        c.gamma = ratio(1.0, sqrt(c.d * c.d * c.G * c.G + c.S.sum()))
+        c.d = maximum(c.d, minimum(ratio(c.summed(c.r), sqrt(mm)), c.d * c.growth_rate))
+        c.gamma = ratio(1.0, sqrt(c.d * c.d * c.G * c.G + c.summed(c.S)))
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.gamma, x.gamma

@@ -14,8 +14,8 @@ _NEEDS = frozenset({"gradient"})
 def _distance(c: Place, eta: Any, gap: Any, moved: Any, gg: Any) -> Any:
     """Raise d to the bound after a step of eta; `moved` is |x0 - x|^2 before it."""
     c.r = c.r + eta * gap
-    after = moved + 2 * eta * gap.sum() + eta * eta * c.top * c.top * gg.sum()
-    d_hat = ratio(c.r.sum(), sqrt(where(after > 0, after, 0.0)))
+    after = moved + 2 * eta * c.summed(gap) + eta * eta * c.top * c.top * c.summed(gg)
+    d_hat = ratio(c.summed(c.r), sqrt(where(after > 0, after, 0.0)))
     return maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
 
 
@@ -49,7 +49,7 @@ class DAdaptationGD(StepSize):
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
         c.S = c.S + gg
-        c.eta = ratio(c.d, sqrt(c.G * c.G + c.S.sum()))
+        c.eta = ratio(c.d, sqrt(c.G * c.G + c.summed(c.S)))
         c.d = _distance(c, c.eta, gap, moved, gg)
 
     def size(self, x: Place) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ class ProdigyGD(StepSize):
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
         c.S = c.S + c.d * c.d * gg
-        c.eta = ratio(c.d * c.d, sqrt(c.d * c.d * c.G * c.G + c.S.sum()))
+        c.eta = ratio(c.d * c.d, sqrt(c.d * c.d * c.G * c.G + c.summed(c.S)))
         c.d = _distance(c, c.eta, gap, moved, gg)
 
     def size(self, x: Place) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ class DAdaptationAdaGrad(StepSize):
 
     def decide(self, c: Place, step: Any, mu: Any, m1: Any) -> None:
         c.Q = c.Q + step
-        c.d = maximum(c.d, minimum(ratio(mu - c.Q.sum(), m1), c.d * c.growth_rate))
+        c.d = maximum(c.d, minimum(ratio(mu - c.summed(c.Q), m1), c.d * c.growth_rate))
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return 1.0, x.was_d * x.lr

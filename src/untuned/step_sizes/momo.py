@@ -51,13 +51,13 @@ class MoMo(StepSize):
         c.rho = c.keep * c.rho + c.take
         c.F = c.keep * c.F + c.take * c.loss
         c.G = c.keep * c.G + c.take * gx
-        model = c.F - c.G.sum() + mx_shrunk
+        model = c.F - c.summed(c.G) + mx_shrunk
         if self.online:
             c.L = where(model < c.rho * c.L, maximum(model / (2 * c.rho), c.lb), c.L)
         gap = maximum(model - c.rho * c.L, 0.0)
         c.theta = where(mu_shrunk > 0, minimum(gap / mu_shrunk, 1 / c.rho), 0.0)
         if self.online:
-            c.L = maximum((c.F - c.G.sum() + mx - c.theta / 2 * mu) / c.rho, c.lb)
+            c.L = maximum((c.F - c.summed(c.G) + mx - c.theta / 2 * mu) / c.rho, c.lb)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr, x.lr
