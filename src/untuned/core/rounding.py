@@ -1,7 +1,8 @@
 """Stochastic rounding to bfloat16: up or down at random, so that the mean is the value.
 
-The random bits are a hash of the step, the tensor, the stream and the element. So they need no state but the count of
-steps, which checkpoints hold, and are the same on replicas and in kernels.
+The random bits are 16 of a hash of the step, the tensor and the element. So they need no state but the count of steps,
+which checkpoints hold, and are the same on replicas and in kernels. A parameter and its slots take other bits of one
+hash: each is rounded without bias, though not independently of the others.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -29,9 +30,9 @@ def keys(steps: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return mixed((mixed(steps.long()) + positions) & _LOW)
 
 
-def of_stream(name: str) -> int:
-    """What sets the parameter and its slots apart."""
-    return zlib.crc32(name.encode())
+def shift(stream: str) -> int:
+    """Which bits of the hash a parameter or a slot takes: from this one on."""
+    return 0 if stream == "p" else 1 + zlib.crc32(stream.encode()) % 16
 
 
 def to_bfloat16(value: torch.Tensor, key: torch.Tensor, stream: str, first: int = 0) -> torch.Tensor:
@@ -43,7 +44,7 @@ def to_bfloat16(value: torch.Tensor, key: torch.Tensor, stream: str, first: int 
     else:  # channels last
         n, c, h, w = value.shape
         index = index.view(n, h, w, c).permute(0, 3, 1, 2)
-    noise = mixed(((key ^ of_stream(stream)) + index) & _LOW) & 0xFFFF
+    noise = (mixed((key + index) & _LOW) >> shift(stream)) & 0xFFFF
     bits = ((value.contiguous().view(torch.int32).long() & _LOW) + noise) & 0xFFFF0000
     bits = torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32)
     return torch.where(torch.isnan(value), value, bits.view(torch.float32)).to(torch.bfloat16)

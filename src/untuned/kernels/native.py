@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from untuned.core.rounding import shift
 from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
 from untuned.kernels.program import Program, Symbol
@@ -59,7 +60,7 @@ class NumbaWriter(Writer):
         for key, value in self.stores.items():
             stored = f"bits_of(np.float32({value}))" if dtypes[key] == "bfloat16" else value
             if key in self.at_random:
-                stored = f"bits_at_random(np.float32({value}), k{self.keys.index(key)} + np.uint32(o + i))"
+                stored = f"bits_at_random(np.float32({value}), seed + np.uint32(o + i), np.uint32({shift(key)}))"
             body.append(f"{self.stream(key)}[i] = {stored}")
         lines = [
             *(f"        {line}" for line in head),
@@ -72,8 +73,8 @@ class NumbaWriter(Writer):
     def opening(self, name: str, key: str) -> str:
         return f"{name} = view_{self.dtypes[key]}(pointers[{self.keys.index(key)}, t], o, n)"
 
-    def key(self, name: str, stream: int) -> str:
-        return f"{name} = np.uint32(table[t, {self.column(('noise', 'noise', None))}]) ^ np.uint32({stream})"
+    def seed(self) -> str:
+        return f"seed = np.uint32(table[t, {self.column(('noise', 'noise', None))}])"
 
     def cast(self, name: str) -> str:
         return f"T({name})"

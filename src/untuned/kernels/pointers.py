@@ -86,11 +86,11 @@ def cbrt(x):
 
 
 @njit(inline="always")
-def bits_at_random(value, seed):
+def bits_at_random(value, seed, shift):
     """A float32 as bfloat16 bits, rounded up or down by the hash of a uint32; see untuned.core.rounding."""
     x = np.uint32(seed)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
     x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    noise = (x ^ (x >> np.uint32(16))) & np.uint32(0xFFFF)
+    noise = ((x ^ (x >> np.uint32(16))) >> shift) & np.uint32(0xFFFF)
     rounded = np.uint32(_as_bits(value) + noise) >> np.uint32(16)
     return np.uint16(0x7FC0) if value != value else np.uint16(rounded)

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from untuned.core.rounding import shift
 from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
 from untuned.kernels.program import Program, Symbol
@@ -77,11 +78,11 @@ def power(x, y):
 
 
 @triton.jit
-def at_random(value, seed):
+def at_random(value, seed, SHIFT: tl.constexpr):
     """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see untuned.core.rounding."""
     x = (seed ^ (seed >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
-    bits = (value.to(tl.uint32, bitcast=True) + ((x ^ (x >> 16)) & 0xFFFF)) & 0xFFFF0000
+    bits = (value.to(tl.uint32, bitcast=True) + (((x ^ (x >> 16)) >> SHIFT) & 0xFFFF)) & 0xFFFF0000
     return tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
 
 
@@ -111,8 +112,7 @@ class TritonWriter(Writer):
         body = self.loads + self.body
         body += [f"{total} += {{keep}}{summand}{{drop}}" for summand, total in self.totals.items()]
         for k, v in self.stores.items():
-            index = f"k{self.keys.index(k)} + (begin + i).to(tl.uint32)"
-            v = f"at_random({v}, {index})" if k in self.at_random else v
+            v = f"at_random({v}, seed + (begin + i).to(tl.uint32), {shift(k)})" if k in self.at_random else v
             body.append(f"tl.store({self.stream(k)} + i, {v}.to(tl.{dtypes[k]}){{mask}})")
         tail = [f"tl.store(partial + c * {self.count} + {j}, {value})" for j, value in enumerate(self.sums)]
         off = [f"tl.store(partial + c * {self.count} + {j}, 0.0)" for j in range(self.count)] or ["pass"]
@@ -132,9 +132,8 @@ class TritonWriter(Writer):
         address = f"tl.load(row + {self.keys.index(key)} * tensors).to(tl.pointer_type(tl.{self.dtypes[key]}))"
         return f"{name} = tl.multiple_of({address}, ALIGNMENT) + begin"
 
-    def key(self, name: str, stream: int) -> str:
-        column = self.column(("noise", "noise", None))
-        return f"{name} = tl.load(scalars + {column}).to(tl.int64).to(tl.uint32) ^ {stream}"
+    def seed(self) -> str:
+        return f"seed = tl.load(scalars + {self.column(('noise', 'noise', None))}).to(tl.int64).to(tl.uint32)"
 
     def cast(self, name: str) -> str:
         return f"{name}.to({self.arithmetic})"

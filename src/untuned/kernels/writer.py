@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from untuned.core import rounding
 from untuned.kernels.program import Column, Program, Symbol
 
 _CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
@@ -37,13 +36,13 @@ class Writer(abc.ABC):
             self.stream(key)
         self.stores = stores
         self.at_random = {key for key in stores if program.at_random and dtypes[key] == "bfloat16"}
-        self.head += [self.key(f"k{self.keys.index(key)}", rounding.of_stream(key)) for key in self.at_random]
+        self.head += [self.seed()] if self.at_random else []
 
     @abc.abstractmethod
     def opening(self, name: str, key: str) -> str: ...
 
     @abc.abstractmethod
-    def key(self, name: str, stream: int) -> str: ...
+    def seed(self) -> str: ...
 
     @abc.abstractmethod
     def cast(self, name: str) -> str: ...

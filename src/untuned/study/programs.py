@@ -50,7 +50,7 @@ class Text(Writer):
     def opening(self, name: str, key: str) -> str:
         return ""
 
-    def key(self, name: str, stream: int) -> str:
+    def seed(self) -> str:
         return ""
 
     def cast(self, name: str) -> str:
