@@ -431,13 +431,6 @@ def train(name: str, folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
     return copy.deepcopy(end) | {"begun_at": breaks.begun_at, "start": start}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    kill_and_resume.run(__file__, folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", untuned.list())
 def test_a_killed_run_ends_as_one_without_a_break(runs: Path, name: str) -> None:
     kill_and_resume.compare(runs, name)

@@ -1,5 +1,6 @@
 """What a step costs, counted without a clock: operations, host reads, memory."""
 
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -90,3 +91,15 @@ def test_a_tensor_of_another_layout_of_gradient_is_one_block() -> None:
     optimizer.step()
     other.step()
     torch.testing.assert_close(p, twin, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("execution", ["native", "reference"])
+def test_gradients_are_freed_when_the_model_lets_them_go(execution: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = untuned.MoMoAdam([p], execution=execution)
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        alive = weakref.ref(p.grad)
+        optimizer.step(loss=1.0)
+        optimizer.zero_grad(set_to_none=True)
+        assert alive() is None

@@ -168,6 +168,7 @@ def test_what_kernels_cannot_take_goes_the_reference_way_in_the_same_step() -> N
             optimizer.step(loss=sum(p.detach().double().square().sum() for p in params))
         results.append([p.detach() for p in params])
         if execution == "native":
+            assert "native execution, 3 tensors by the reference" in repr(optimizer)
             assert len(optimizer._tensors.rest) == 3
             assert len(optimizer._tensors.batches) == 1
     assert difference(*results) < 1e-6
@@ -392,6 +393,15 @@ def test_a_slot_whose_memory_is_of_another_dtype_is_taken_as_declared() -> None:
             held = optimizer.state[w]["exp_avg"]
             held.data = held.data.bfloat16()
     torch.testing.assert_close(p, q, rtol=1e-3, atol=0)
+
+
+def test_repr_says_what_ran() -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = untuned.SGD([p], lr=0.1)
+    assert "native execution" in repr(optimizer)  # what is meant to
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert "reference execution" in repr(optimizer)
 
 
 def test_lr_may_be_a_tensor_of_bfloat16() -> None:

@@ -361,6 +361,8 @@ class Optimizer(torch.optim.Optimizer):
                 for role in deciders:
                     self._decide(role, buckets, sums.get(role, []))
             self.loss = self.sample_ids = None
+            for bucket in buckets:
+                bucket.grads = []  # nothing may keep gradients alive until the next step
         self._recorded = []
         return result
 
@@ -609,14 +611,18 @@ class Optimizer(torch.optim.Optimizer):
         return torch.stack([held[key].to(self.device) for held in states]).double().max()
 
     def __repr__(self) -> str:
-        running = "reference" if self.execution == "reference" or not native_available else "native"
+        by_kernels = self.execution != "reference" and native_available
+        if rest := len(self._tensors.rest):  # known from the first step on
+            by_kernels = bool(self._tensors.batches)
+        running = "native execution" if by_kernels else "reference execution"
+        running += f", {rest} tensors by the reference" if rest and by_kernels else ""
         recipe = " x ".join(map(repr, self.parts.values()))
         groups = (
             f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
             + ", ".join(f"{k}={g[k]}" for k in self.defaults)
             for i, g in enumerate(self.param_groups)
         )
-        return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running} execution): {recipe}", *groups])
+        return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running}): {recipe}", *groups])
 
 
 def _take_gradients(buckets: list[Bucket], live: list[Live]) -> None:
