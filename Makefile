@@ -28,9 +28,9 @@ test-parity: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m parity
 
-# timm imports torchvision, which must be the build that belongs to the torch at hand.
+# timm imports torchvision, which must be the build that belongs to the torch at hand; mlflow's store is a database.
 test-integrations: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[accelerate,huggingface,lightning,loggers,ray,timm]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[accelerate,huggingface,lightning,loggers,ray,timm]" alembic sqlalchemy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m integrations tests/integrations
 
 replay: $(VENV)/installed
