@@ -69,3 +69,13 @@ def test_copies_keep_it() -> None:
 def test_bad_bounds_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="clip_grad_norm must be None or a number above 0"):
         untuned.SGD([torch.nn.Parameter(torch.ones(1))], clip_grad_norm=bad)
+
+
+def test_a_norm_that_overflows_skips_the_step() -> None:
+    p = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = untuned.SGD([p], lr=1.0, clip_grad_norm=1.0)
+    p.grad = torch.full_like(p, 1e154)  # every square is finite, their sum is not
+    p.grad *= 1.2
+    optimizer.step()
+    assert optimizer.metrics()["skipped"] == 1
+    assert p.tolist() == [0.0] * 4

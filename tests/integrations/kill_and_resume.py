@@ -114,3 +114,14 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, torch.Tensor | int | float | bool)
+
+
+def one_and_two(file: str, folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """What `file together FOLDER` saved from one process, and from either of two."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for how in ([], launch):
+        command = [sys.executable, *how, file, "together", str(folder)]
+        surroundings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2")]

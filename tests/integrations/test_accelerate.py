@@ -230,13 +230,7 @@ def test_the_example_trains_and_goes_on_where_it_was_stopped(tmp_path: Path) -> 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """MoMo reads the loss of both ranks: micro-batches of 2 on each against 4 in one process."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for how in ([], launch):
-        command = [sys.executable, *how, __file__, "together", str(tmp_path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2"))
+    one, first, second = kill_and_resume.one_and_two(__file__, tmp_path, ACCELERATE_USE_CPU="1")
     assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
     torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-10, atol=1e-10)
     assert first["metrics"] == pytest.approx(one["metrics"], rel=1e-10)

@@ -309,13 +309,7 @@ def test_the_example_trains_and_goes_on_where_it_was_stopped(tmp_path: Path) -> 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each rank has other tokens and another number of them; MoMo reads the mean over all of them."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for how in ([], launch):
-        command = [sys.executable, *how, __file__, "together", str(tmp_path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2"))
+    one, first, second = kill_and_resume.one_and_two(__file__, tmp_path, HF_HUB_OFFLINE="1")
     assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
     torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-5, atol=1e-6)  # a loss in float32
     assert first["metrics"] == pytest.approx(one["metrics"], rel=1e-4)

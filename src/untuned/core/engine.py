@@ -361,8 +361,6 @@ class Optimizer(torch.optim.Optimizer):
                 for role in deciders:
                     self._decide(role, buckets, sums.get(role, []))
             self.loss = self.sample_ids = None
-            for bucket in buckets:
-                bucket.grads = []  # nothing may keep gradients alive until the next step
         self._recorded = []
         return result
 
@@ -386,11 +384,13 @@ class Optimizer(torch.optim.Optimizer):
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
-                bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
+                if self.stochastic_rounding:
+                    bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self._tensors.arrange(self, buckets)
             now[-1] = list(self.state.values())
             self._arranged = now, buckets
         for bucket in buckets:
+            bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
                 check_gradient(self._title, p)
         return buckets
@@ -438,7 +438,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.skip_nonfinite or self.clip_grad_norm is not None:
             sums = totals.over_shards(self._rows(self._guard, buckets).sum(0), self.shard_group)
             if self.skip_nonfinite:
-                ok = sums[0] == 0
+                ok = (sums[0] == 0) & torch.isfinite(sums).all()  # a norm may overflow where no square does
                 self._go_on_if(buckets, ok if self.loss is None else ok & torch.isfinite(self.loss))
             if self.clip_grad_norm is not None:
                 self.grad_norm = sums[1].sqrt()

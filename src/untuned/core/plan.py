@@ -22,7 +22,8 @@ Plan = list[tuple[list[tuple[str, str]], list[str]]]
 def plan(parts: dict[str, Any]) -> Plan:
     """Sweeps in order, each as (its verbs, the roles that decide on its sums).
 
-    A decision without sums follows the step size's, or comes first if nothing is measured.
+    A decision without sums follows the step size's, or comes first if nothing is measured. Kernels join the move with
+    the sweep before it where the decisions in between change nothing that it reads, or seldom do.
     """
 
     def has(role: str, verb: str) -> bool:

@@ -136,12 +136,12 @@ class Tensors:
         self.rest = []
         self.decays = self._seen(buckets)[1]
         taken: dict[Any, Where] = {}
+        keys = [{key for p in self.programs(e).values() for keys in p.streams() for key in keys} for e in (False, True)]
         for i, bucket in enumerate(buckets):
             kernels = _kernels(opt, bucket.device)
             for j, p in enumerate(bucket.params):
-                programs = self.programs(COMPENSATION in bucket.states[j])
-                keys = sorted({key for program in programs.values() for keys in program.streams() for key in keys})
-                dtypes = accepted(opt, p, keys, kernels.TYPES) if kernels else None
+                needed = sorted(keys[COMPENSATION in bucket.states[j]])
+                dtypes = accepted(opt, p, needed, kernels.TYPES) if kernels else None
                 if dtypes is None:
                     self.rest.append((i, j))
                 else:
