@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 
 from untuned._version import __version__
@@ -23,7 +24,8 @@ from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, s
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
-from untuned.core.plan import plan, read_by_model_decisions
+from untuned.core.place import where
+from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
 from untuned.kernels import sweep
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
@@ -138,6 +140,8 @@ class Optimizer(torch.optim.Optimizer):
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
         self._shared = read_by_model_decisions(self.parts)
+        on_host = native_available and self.execution != "reference"
+        self._in_numpy = decided_in_numpy(self.parts) if on_host else set[str]()
 
     # ------------------------------------------------------------------ construction, state and its persistence
 
@@ -455,15 +459,14 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group["steps"], group["skipped"] = first["steps"], first["skipped"]
         for bucket in buckets:
-            on = bucket.on if bucket.on is not None else torch.ones((), dtype=torch.bool, device=bucket.device)
+            on = True if bucket.on is None else bucket.on
             bucket.t = bucket.numbers["step"].add_(on).double()
             if self.stochastic_rounding:
                 bucket.noise = rounding.keys(first["steps"].to(bucket.device), bucket.positions)
             if self.corrects:
                 frame = ElementFrame(self, bucket, 0)
-                weights = self.parts["direction"].weight(frame.place("direction"))
-                keep, take = (number_from(w, bucket.device) for w in weights)
-                bucket.numbers["rho"].mul_(torch.where(on, keep, 1.0)).add_(torch.where(on, take, 0.0))
+                keep, take = self.parts["direction"].weight(frame.place("direction"))
+                bucket.numbers["rho"].mul_(where(on, keep, 1.0)).add_(where(on, take, 0.0))
 
     def _go_on_if(self, buckets: list[Bucket], flag: torch.Tensor) -> None:
         """Let buckets change only where the flag holds too, and count the step as skipped if it does not."""
@@ -472,15 +475,15 @@ class Optimizer(torch.optim.Optimizer):
             here = flag.to(bucket.device)
             bucket.on = here if bucket.on is None else bucket.on & here
 
-    def on_any(self, buckets: list[Bucket]) -> torch.Tensor:
-        """Whether any of these buckets may change, as a 0-dim bool tensor."""
+    def on_any(self, buckets: list[Bucket]) -> Any:
+        """Whether any of these buckets may change: True, or a 0-dim bool tensor."""
         flags = [b.on for b in buckets if b.on is not None]
-        if len(flags) < len(buckets):
-            return torch.ones((), dtype=torch.bool, device=self.device)
-        return torch.stack([f.to(self.device) for f in flags]).any()
+        return torch.stack([f.to(self.device) for f in flags]).any() if len(flags) == len(buckets) else True
 
-    def on_rows(self, buckets: list[Bucket]) -> torch.Tensor:
-        """The same for every live tensor of these buckets, as a bool vector bucket by bucket."""
+    def on_rows(self, buckets: list[Bucket]) -> Any:
+        """The same for every live tensor of these buckets: True, or a bool vector bucket by bucket."""
+        if all(b.on is None for b in buckets):
+            return True
         flags = [torch.ones((), dtype=torch.bool) if b.on is None else b.on for b in buckets]
         return totals.joined([f.to(self.device).expand(len(b.params)) for f, b in zip(flags, buckets, strict=True)])
 
@@ -505,27 +508,23 @@ class Optimizer(torch.optim.Optimizer):
         return totals.gather(buckets, blocks, self.device)
 
     def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
-        part = self.parts[role]
-        if part.scope == "model":
-            added = self._added(c.sum() for c, keep in sums if not keep)
-            here = [c if keep else next(added) for c, keep in sums]
-            part.decide(ScalarFrame(self, part, buckets).place(role), *here)
-            return
-        start = 0
-        for group in self.param_groups:
-            if mine := [b for b in buckets if b.group is group]:
-                rows = slice(start, start := start + sum(len(b.params) for b in mine))
-                stay = part.scope == "tensor"
-                added = self._added(c[rows].sum() for c, keep in sums if not (keep or stay))
-                here = [c[rows] if keep or stay else next(added) for c, keep in sums]
-                part.decide(ScalarFrame(self, part, mine).place(role), *here)
+        part, start = self.parts[role], 0
+        for group in [None] if part.scope == "model" else self.param_groups:
+            mine = [bucket for bucket in buckets if group is None or bucket.group is group]
+            rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
+            if mine:
+                frame = ScalarFrame(self, part, mine, role in self._in_numpy)
+                columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
+                added = self._added(frame, [column.sum() for column, keep in columns if not keep])
+                with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
+                    part.decide(frame.place(role), *(column if keep else next(added) for column, keep in columns))
 
-    def _added(self, sums: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def _added(self, frame: ScalarFrame, local: list[Any]) -> Iterator[Any]:
         """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""
-        local = list(sums)
         if self.shard_group is None or not local:
             return iter(local)
-        return iter(totals.over_shards(torch.stack(local), self.shard_group).unbind())
+        packed = torch.stack([torch.as_tensor(value) for value in local])
+        return iter(frame.seen(totals.over_shards(packed, self.shard_group)))
 
     # ------------------------------------------------------------------ modes
 

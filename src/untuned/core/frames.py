@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from untuned.core import rounding
 from untuned.core.buckets import Bucket, Group, local, sliced
 from untuned.core.declare import Hyper, Number
-from untuned.core.place import Frame, Place
+from untuned.core.place import Frame, Place, where
 from untuned.core.totals import joined, over_shards
 
 if TYPE_CHECKING:
@@ -147,83 +150,91 @@ class ElementFrame(Frame):
 
 
 class ScalarFrame(Frame):
-    """The scalars of one decision: of the model, of a group, or of all live tensors of a group as vectors."""
+    """The scalars of one decision: of the model, of a group, or of all live tensors of a group as vectors.
 
-    def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket]) -> None:
+    `in_numpy`: as NumPy's, in the same memory; an operation on these takes a tenth of the time that torch's take.
+    """
+
+    def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets = opt, part.scope, buckets
+        self.in_numpy = in_numpy and opt.device.type == "cpu"
         self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
-        self.on = opt.on_any(buckets)
+        self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
+
+    def seen(self, value: Any) -> Any:
+        return value.numpy() if self.in_numpy and isinstance(value, torch.Tensor) else value
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.group[declared.key]
+            return self.seen(self.group[declared.key])
         held = self._per_tensor(declared.key)
         if self.scope == "model" and any(isinstance(b.group["lr"], torch.Tensor) for b in self.buckets):
-            held = torch.where(self.opt.on_rows(self.buckets), held, 0.0)  # a tensor that rests is not in the model
+            held = where(self.on_rows, held, 0.0)  # a tensor that rests is not in the model
         return held
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.opt.before[id(self.group["params"])][declared.key]
-        return joined([b.before[declared.key].to(self.opt.device) for b in self.buckets])
+            return self.seen(self.opt.before[id(self.group["params"])][declared.key])
+        return self.seen(joined([b.before[declared.key].to(self.opt.device) for b in self.buckets]))
 
-    def total(self, local: torch.Tensor) -> torch.Tensor:
-        return over_shards(local, self.opt.shard_group)
+    def total(self, local: Any) -> Any:
+        return self.seen(over_shards(torch.as_tensor(local), self.opt.shard_group)) if self.opt.shard_group else local
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
-        return _hyper(self.group, letter)
+        return self.seen(_hyper(self.group, letter))
 
     def public(self, name: str) -> Any:
-        if name == "k":
-            return self.group["steps"]
+        if name == "k" or (name == "t" and self.scope == "model"):
+            return self.seen(self.group["steps"])
         if name == "top":
-            return self.opt.top
+            return self.seen(self.opt.top)
         if name == "loss" and self.opt.loss is not None:
-            return self.opt.loss
+            return self.seen(self.opt.loss)
         if name == "ids" and self.opt.sample_ids is not None:
             return self.opt.sample_ids
         if name == "t":
-            steps = self._per_tensor("step").double() if self.scope != "model" else self.group["steps"]
+            steps = self.seen(joined([b.t.to(self.opt.device) for b in self.buckets]))
             return steps.max() if self.scope == "group" else steps
         if name == "rho" and self.scope == "tensor":
             return self._per_tensor("rho")
         return super().public(name)
 
-    def _per_tensor(self, key: str) -> torch.Tensor:
-        return joined([b.numbers[key].to(self.opt.device) for b in self.buckets])
+    def _per_tensor(self, key: str) -> Any:
+        return self.seen(joined([b.numbers[key].to(self.opt.device) for b in self.buckets]))
 
     def write(self, part: Part, name: str, value: Any) -> None:
         declared = part.letters.get(name)
         if not isinstance(declared, Number):
             raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")
-        value = number_from(value, self.opt.device)
+        value = np.asarray(value, dtype=np.float64) if self.in_numpy else number_from(value, self.opt.device)
         # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
+        good = abs(value) < math.inf
         if part.per_tensor(declared):
-            old = self._per_tensor(declared.key)
-            on = self.opt.on_rows(self.buckets).reshape(-1, *[1] * (old.dim() - 1))
-            value = torch.where(on & torch.isfinite(value), value, old)
-            for b, rows in zip(self.buckets, value.split([len(b.params) for b in self.buckets]), strict=True):
-                b.numbers[declared.key].copy_(rows)
+            old, on = self._per_tensor(declared.key), self.on_rows
+            on = on if on is True else on.reshape(-1, *[1] * (old.ndim - 1))
+            value, first = where(on & good, value, old), 0
+            for b in self.buckets:
+                self.seen(b.numbers[declared.key])[...] = value[first : (first := first + len(b.params))]
             return
-        good = self.on & torch.isfinite(value).all()
-        held = self.group[declared.key]
-        held.copy_(torch.where(good, value, held))
+        held = self.seen(self.group[declared.key])
+        held[...] = where(self.on & good.all(), value, held)
         for group in self.opt.param_groups if self.scope == "model" else [self.group]:
-            group[declared.key] = held
+            group[declared.key] = self.group[declared.key]
 
 
 class DryFrame(Frame):
     """A decision on ones, to learn which hyper-parameters it reads: `read_keys` holds (part, key)."""
 
-    def __init__(self, parts: dict[str, Any]) -> None:
+    def __init__(self, parts: dict[str, Any], ones: Callable[[int], Any]) -> None:
         super().__init__(parts)
+        self.ones = ones
         self.read_keys: list[tuple[str, str]] = []
 
     def number(self, part: Part, declared: Number) -> Any:
         first = getattr(part, declared.first) if isinstance(declared.first, str) else declared.first
         size = getattr(part, declared.size) if declared.size else len(first) if isinstance(first, tuple) else 1
-        return torch.ones(size, dtype=torch.float64)
+        return self.ones(size)
 
     def number_before(self, part: Part, declared: Number) -> Any:
         return self.number(part, declared)
@@ -233,7 +244,7 @@ class DryFrame(Frame):
         return _hyper(part.hypers(), letter)
 
     def public(self, name: str) -> Any:
-        return torch.zeros(1, dtype=torch.int64) if name == "ids" else torch.ones(1, dtype=torch.float64)
+        return torch.zeros(1, dtype=torch.int64) if name == "ids" else self.ones(1)
 
     def write(self, part: Part, name: str, value: Any) -> None:
         if not isinstance(part.letters.get(name), Number):

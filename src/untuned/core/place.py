@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from untuned.core.declare import Hyper, Number, Slot
@@ -155,7 +156,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
 }
 
 
-# ---------------------------------------------------------------- elementwise functions, on floats and on tensors
+# ---------------------------------------------------------------- functions of one element
 
 
 class Traced:
@@ -167,52 +168,38 @@ class Traced:
         raise TypeError(op)
 
 
-def _traced(*values: Any) -> Traced | None:
-    return next((v for v in values if isinstance(v, Traced)), None)
-
-
-def _as_tensors(*values: Any) -> list[torch.Tensor]:
-    like = max((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()), key=torch.Tensor.dim)
-    return [v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values]
-
-
-def _any_tensor(*values: Any) -> bool:
-    return any(isinstance(v, torch.Tensor) for v in values)
+def _apply(op: str, name: str, in_python: Callable[..., Any], *values: Any) -> Any:
+    """The operation on symbols, on tensors, on NumPy's numbers or on Python's, which may be mixed with the others."""
+    if (symbol := next((v for v in values if isinstance(v, Traced)), None)) is not None:
+        return symbol.call(op, *values)
+    if tensors := [v for v in values if isinstance(v, torch.Tensor)]:
+        real = [v for v in tensors if v.is_floating_point()]
+        like = max(real, key=torch.Tensor.dim) if real else torch.empty((), dtype=torch.float64, device=tensors[0].device)
+        return getattr(torch, name)(*(v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values))
+    if any(isinstance(v, np.ndarray | np.generic) for v in values):
+        return getattr(np, name)(*values)
+    return in_python(*values)
 
 
 def sqrt(q: Any) -> Any:
-    if (symbol := _traced(q)) is not None:
-        return symbol.call("sqrt", q)
-    return torch.sqrt(q) if _any_tensor(q) else math.sqrt(q)
+    return _apply("sqrt", "sqrt", math.sqrt, q)
 
 
 def minimum(q: Any, r: Any) -> Any:
-    if (symbol := _traced(q, r)) is not None:
-        return symbol.call("min", q, r)
-    return torch.minimum(*_as_tensors(q, r)) if _any_tensor(q, r) else min(q, r)
+    return _apply("min", "minimum", min, q, r)
 
 
 def maximum(q: Any, r: Any) -> Any:
-    if (symbol := _traced(q, r)) is not None:
-        return symbol.call("max", q, r)
-    return torch.maximum(*_as_tensors(q, r)) if _any_tensor(q, r) else max(q, r)
+    return _apply("max", "maximum", max, q, r)
 
 
 def where(condition: Any, q: Any, r: Any) -> Any:
-    if (symbol := _traced(condition, q, r)) is not None:
-        return symbol.call("where", condition, q, r)
-    if not _any_tensor(condition):
-        return q if condition else r
-    if not _any_tensor(q, r):
-        q = torch.full((), q, dtype=torch.float64, device=condition.device)
-    return torch.where(condition, *_as_tensors(q, r))
+    return _apply("where", "where", lambda c, q, r: q if c else r, condition, q, r)
 
 
 def cbrt(q: Any) -> Any:
     """The cube root of q >= 0."""
-    if (symbol := _traced(q)) is not None:
-        return symbol.call("cbrt", q)
-    return q ** (1 / 3)
+    return q.call("cbrt", q) if isinstance(q, Traced) else q ** (1 / 3)
 
 
 def sign(q: Any) -> Any:

@@ -9,9 +9,13 @@ The number of sweeps is the cost model: a plain method has one, an adaptive one 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from untuned.core.frames import DryFrame
@@ -54,17 +58,36 @@ def plan(parts: dict[str, Any]) -> Plan:
     return [*sweeps, ([move], [])]
 
 
+def _dry_run(parts: dict[str, Any], role: str, ones: Callable[[int], Any]) -> DryFrame:
+    """The decision of a part on ones."""
+    frame, part = DryFrame(parts, ones), parts[role]
+    sums = len(inspect.signature(part.decide).parameters) - 1
+    part.decide(frame.place(role), *(ones(1) for _ in range(sums)))
+    return frame
+
+
+def decides(parts: dict[str, Any]) -> list[str]:
+    return [role for role, part in parts.items() if hasattr(part, "decide")]
+
+
 def read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
     """Hyper-parameters that a decision or a number of the whole model reads: they must be equal in all groups."""
-    frame = DryFrame(parts)
-    for role, part in parts.items():
-        if hasattr(part, "decide") and part.scope == "model":
-            sums = len(inspect.signature(part.decide).parameters) - 1
-            part.decide(frame.place(role), *(torch.ones(1, dtype=torch.float64) for _ in range(sums)))
+    ones = functools.partial(torch.ones, dtype=torch.float64)
+    read = [_dry_run(parts, role, ones).read_keys for role in decides(parts) if parts[role].scope == "model"]
     firsts = {
         (part.name, n.first)
         for part in parts.values()
         for n in part.numbers().values()
         if part.scope == "model" and not n.each and isinstance(n.first, str)
     }
-    return sorted(firsts | set(frame.read_keys))
+    return sorted(firsts.union(*read))
+
+
+def decided_in_numpy(parts: dict[str, Any]) -> set[str]:
+    """The roles whose decisions need no function of torch's."""
+    found: set[str] = set()
+    for role in decides(parts):
+        with contextlib.suppress(TypeError, AttributeError):
+            _dry_run(parts, role, np.ones)
+            found.add(role)
+    return found

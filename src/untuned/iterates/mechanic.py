@@ -12,19 +12,20 @@ from untuned.core.place import Place, dot, maximum, sqrt
 class Mechanic(Iterate):
     """Mechanic: arXiv 2306.00144, Algorithm 1 as in the authors' PyTorch code.
 
-    y is where the plain step would take x, D the sum of all plain steps y - x so far, ref the starting point, and n
-    bettors with decays beta_i wager on h, the loss of one more unit of D; everything runs over the whole model, and g
-    is the gradient of the loss alone, without coupled weight decay:
+    y is where the plain step would take x, D the sum of all plain steps y - x so far, and n bettors with decays beta_i
+    wager on h, the loss of one more unit of D; everything runs over the whole model, and g is the gradient of the loss
+    alone, without coupled weight decay:
 
         h = <g, D> + s_decay S |g| / (|y| + eps) <y, D>
         m <- max(beta m, |h|);   v <- beta^2 v + h^2;   W <- max(beta W - s h, 0)            per bettor
         s <- (s_init m / n + W) / (sqrt(v) + eps);   S = sum of s
-        D <- D + y - x;   x <- ref + S D
+        D <- D + y - x;   x <- x + S_before (y - x) + (S - S_before) D            so x = start + S D
 
-    Differs from the authors' PyTorch code in that: D is stored instead of recomputed as (x - ref) / S, which divides
-    rounding errors by S; closures, groups, add_param_group and checkpoints work. An lr schedule acts on future steps
+    Differs from the authors' PyTorch code in that: D is stored, and x moves by what start + S D changes, where they keep
+    the starting point and recompute D as (x - start) / S, which divides rounding errors by S; weights changed from
+    outside stay changed; closures, groups, add_param_group and checkpoints work. An lr schedule acts on future steps
     only, since S scales all of D. `scope` gives each group or tensor a scale of its own. Any direction and step size.
-    Sweeps: 2, and one more if the step size measures too. Slots: 2.
+    Sweeps: 2, and one more if the step size measures too. Slots: 1, and one number per tensor.
     """
 
     s_decay: float = hyper(default=1e-2, within="[0, inf)")
@@ -33,7 +34,8 @@ class Mechanic(Iterate):
     scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     wants_size: ClassVar[bool] = True
-    ref = slot("ref", start="start")
+    affine: ClassVar[bool] = True
+    reads_displacement: ClassVar[bool] = True
     D = slot("delta")
     beta = number("decays", key="mechanic_beta")
     s = number((0.0,) * 6, key="mechanic_s")
@@ -41,6 +43,7 @@ class Mechanic(Iterate):
     v = number((0.0,) * 6, key="mechanic_v")
     W = number((0.0,) * 6, key="mechanic_wealth")
     S = number(0.0, key="mechanic_S")
+    last = number(0.0, key="mechanic_last", each=True)  # the S of each tensor's last step: some rest while S goes on
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         y = x.base(x.p)
@@ -55,9 +58,10 @@ class Mechanic(Iterate):
         c.W = maximum(c.beta * c.W - c.s * h, 0.0)
         c.s = (c.s_init * c.m / c.m.shape[-1] + c.W) / (sqrt(c.v) + 1e-8)
         c.S = c.s.sum(-1)
+        c.last = c.S
 
     def move(self, x: Place) -> None:
-        x.p = x.ref + x.S * x.D
+        x.p = x.p + x.was_last * (x.base(x.p) - x.p) + (x.last - x.was_last) * x.D
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.S * rate

@@ -18,11 +18,11 @@ class Mechanize(Iterate):
         m <- max(beta m, |h| + eps);   v <- beta^2 v + h^2
         W <- beta W - s max(min(h, m_before), -m_before)             stored unclipped
         s <- (s_init m / n + max(W, 0)) / (sqrt(v) + eps);   S = sum of s
-        D <- D + y - x;   x <- ref + S D
+        D <- D + y - x;   x <- x + S_before (y - x) + (S - S_before) D
 
     Letters and remarks as in `Mechanic`, from which it differs in the clipped wager, in W, in eps in m, in the point of
     the decay term, in s_init and in m = 0 at the start. Differs from optax in float64 numbers and exact groups. Slots:
-    2.
+    1, and one number per tensor.
     """
 
     s_decay: float = hyper(default=1e-2, within="[0, inf)")
@@ -30,7 +30,9 @@ class Mechanize(Iterate):
     decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
     scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
-    ref = slot("ref", start="start")
+    wants_size: ClassVar[bool] = True
+    affine: ClassVar[bool] = True
+    reads_displacement: ClassVar[bool] = True
     D = slot("delta")
     beta = number("decays", key="mechanic_beta")
     s = number((0.0,) * 6, key="mechanic_s")
@@ -38,9 +40,12 @@ class Mechanize(Iterate):
     v = number((0.0,) * 6, key="mechanic_v")
     W = number((0.0,) * 6, key="mechanic_wealth")
     S = number(0.0, key="mechanic_S")
+    last = number(0.0, key="mechanic_last", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        return dot(x.raw, x.D), dot(x.p, x.D), dot(x.raw, x.raw), dot(x.p, x.p)
+        sums = dot(x.raw, x.D), dot(x.p, x.D), dot(x.raw, x.raw), dot(x.p, x.p)
+        x.D = x.D + (x.base(x.p) - x.p)
+        return sums
 
     def decide(self, c: Place, gD: Any, xD: Any, gg: Any, xx: Any) -> None:
         h = (gD + c.s_decay * c.S * sqrt(gg) / (sqrt(xx) + _EPS) * xD)[..., None]
@@ -50,10 +55,10 @@ class Mechanize(Iterate):
         c.W = c.beta * c.W - c.s * wager
         c.s = (c.s_init * c.m / c.m.shape[-1] + maximum(c.W, 0.0)) / (sqrt(c.v) + _EPS)
         c.S = c.s.sum(-1)
+        c.last = c.S
 
     def move(self, x: Place) -> None:
-        x.D = x.D + (x.base(x.p) - x.p)
-        x.p = x.ref + x.S * x.D
+        x.p = x.p + x.was_last * (x.base(x.p) - x.p) + (x.last - x.was_last) * x.D
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.S * rate
