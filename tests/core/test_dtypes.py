@@ -61,7 +61,8 @@ def test_slots_of_another_precision(name: str, slots: torch.dtype) -> None:
     model, plain = net(torch.float32), net(torch.float32)
     optimizer = EVERY[name](model.parameters(), slot_dtype=slots)
     for held in optimizer.state.values():
-        assert {value.dtype for value in held.values() if value.dim()} == {slots}
+        totals = {slots, torch.float32} if slots == torch.bfloat16 and "delta" in held else {slots}
+        assert {value.dtype for value in held.values() if value.dim()} == totals
     train(model, optimizer, range(3))
     train(plain, EVERY[name](plain.parameters()), range(3))
     moved = (vector(plain) - vector(net(torch.float32))).abs().max()

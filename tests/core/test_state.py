@@ -41,6 +41,9 @@ def saved(optimizer: untuned.Optimizer) -> dict[str, Any]:
 
 
 def expected_dtype(key: str, slots: torch.dtype) -> torch.dtype:
+    """Mechanic's delta adds up all steps: never below float32."""
+    if key == "delta":
+        return torch.promote_types(slots, torch.float32)
     return slots if key in SLOTS else torch.float32 if key == "step" else torch.float64
 
 

@@ -17,6 +17,7 @@ import torch
 class Slot:
     key: str
     start: str | float  # a value, or "start": a copy of the parameter when its first step begins
+    total: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Hyper:
     index: int | None = None  # position in a tuple-valued hyper-parameter: x.beta1 is betas[0]
 
 
-def slot(key: str, start: str | float = 0.0) -> Any:
+def slot(key: str, start: str | float = 0.0, total: bool = False) -> Any:
     """Per-parameter state under `state[p][key]`, shaped like the parameter, which begins with the value `start`.
 
-    `start="start"` begins as a copy of the parameter, taken when its first step begins.
+    `start="start"` begins as a copy of the parameter, taken when its first step begins. A `total` of all steps, in which
+    rounding would stay for good, has float32 at least.
     """
-    return Slot(key, start)
+    return Slot(key, start, total)
 
 
 def number(

@@ -46,8 +46,9 @@ def _seen(opt: Optimizer, p: torch.Tensor, key: str) -> torch.Tensor:
     return sliced(p, rule.every) if any(s.key == key for s in rule.slots().values()) else p.detach()
 
 
-def slot_dtype(opt: Optimizer, p: torch.Tensor) -> torch.dtype:
-    return opt.slot_dtype or (torch.float32 if p.dtype in LOW_PRECISION else p.dtype)
+def _dtype(opt: Optimizer, p: torch.Tensor, s: Slot) -> torch.dtype:
+    dtype = opt.slot_dtype or p.dtype
+    return torch.float32 if dtype in LOW_PRECISION and (s.total or not opt.slot_dtype) else dtype
 
 
 def _first(group: Group, part: Any, n: Number, device: torch.device) -> torch.Tensor:
@@ -72,7 +73,7 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
         held["rho"] = number_from(0.0, p.device)
     for key, s in _slots(opt, p).items():
         first = 0.0 if isinstance(s.start, str) else s.start
-        held[key] = torch.full_like(_seen(opt, p, key), first, dtype=slot_dtype(opt, p))
+        held[key] = torch.full_like(_seen(opt, p, key), first, dtype=_dtype(opt, p, s))
     for part, n in _numbers(opt, per_tensor=True):
         held[n.key] = _first(group, part, n, p.device)
     opt.state[p].update(held)
@@ -87,8 +88,7 @@ def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
 
 def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
     """Move the state of a parameter that was moved or converted after the optimizer was built."""
-    held, dtype = opt.state[p], slot_dtype(opt, p)
-    slots = _slots(opt, p)
+    held, slots = opt.state[p], _slots(opt, p)
     if held["step"].device != p.device:
         for key in held:
             held[key] = held[key].to(p.device)
@@ -96,11 +96,8 @@ def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
             for key, value in group.items():
                 if isinstance(value, torch.Tensor) and key in number_keys(opt):
                     group[key] = value.to(opt.device)
-    for key in slots:
-        if key not in held:
-            held[key] = torch.zeros_like(p.detach(), dtype=dtype)
-        elif held[key].dtype != dtype:
-            held[key] = held[key].to(dtype)
+    for key, s in slots.items():
+        held[key] = (held[key] if key in held else torch.zeros_like(p.detach())).to(_dtype(opt, p, s))
     if COMPENSATION not in slots:
         held.pop(COMPENSATION, None)
 
@@ -260,7 +257,7 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
             continue
         slots = _slots(opt, p)
         for key, value in held.items():
-            dtype = slot_dtype(opt, p) if key in slots else torch.float32 if key == "step" else torch.float64
+            dtype = _dtype(opt, p, slots[key]) if key in slots else torch.float32 if key == "step" else torch.float64
             opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)
     for group in opt.param_groups:
         for p in group["params"]:

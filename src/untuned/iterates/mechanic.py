@@ -34,9 +34,8 @@ class Mechanic(Iterate):
     scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     wants_size: ClassVar[bool] = True
-    affine: ClassVar[bool] = True
     reads_displacement: ClassVar[bool] = True
-    D = slot("delta")
+    D = slot("delta", total=True)
     beta = number("decays", key="mechanic_beta")
     s = number((0.0,) * 6, key="mechanic_s")
     m = number((1e-6,) * 6, key="mechanic_m")
@@ -49,6 +48,7 @@ class Mechanic(Iterate):
         y = x.base(x.p)
         sums = dot(x.raw, x.D), dot(y, x.D), dot(x.raw, x.raw), dot(y, y)
         x.D = x.D + (y - x.p)
+        x.p = x.p + x.last * (y - x.p)
         return sums
 
     def decide(self, c: Place, gD: Any, yD: Any, gg: Any, yy: Any) -> None:
@@ -61,7 +61,7 @@ class Mechanic(Iterate):
         c.last = c.S
 
     def move(self, x: Place) -> None:
-        x.p = x.p + x.was_last * (x.base(x.p) - x.p) + (x.last - x.was_last) * x.D
+        x.p = x.p + (x.last - x.was_last) * x.D
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.S * rate

@@ -31,9 +31,8 @@ class Mechanize(Iterate):
     scope: str = choice(default="model", others=("group", "tensor"))
     gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
     wants_size: ClassVar[bool] = True
-    affine: ClassVar[bool] = True
     reads_displacement: ClassVar[bool] = True
-    D = slot("delta")
+    D = slot("delta", total=True)
     beta = number("decays", key="mechanic_beta")
     s = number((0.0,) * 6, key="mechanic_s")
     m = number((0.0,) * 6, key="mechanic_m")
@@ -44,7 +43,9 @@ class Mechanize(Iterate):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         sums = dot(x.raw, x.D), dot(x.p, x.D), dot(x.raw, x.raw), dot(x.p, x.p)
-        x.D = x.D + (x.base(x.p) - x.p)
+        y = x.base(x.p)
+        x.D = x.D + (y - x.p)
+        x.p = x.p + x.last * (y - x.p)
         return sums
 
     def decide(self, c: Place, gD: Any, xD: Any, gg: Any, xx: Any) -> None:
@@ -58,7 +59,7 @@ class Mechanize(Iterate):
         c.last = c.S
 
     def move(self, x: Place) -> None:
-        x.p = x.p + x.was_last * (x.base(x.p) - x.p) + (x.last - x.was_last) * x.D
+        x.p = x.p + (x.last - x.was_last) * x.D
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.S * rate

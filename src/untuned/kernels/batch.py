@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import attrgetter, is_, itemgetter
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch._C._dynamo.guards import TensorGuards  # all that torch.compile checks of its inputs, in one call
 
 from untuned.core.buckets import Bucket, local
 from untuned.kernels.program import Column
@@ -40,8 +40,8 @@ class Batch:
             index = torch.tensor([where[row][2] for row in rows], device=self.device)
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
-        self.permuted = [row for row, p in enumerate(self.params) if not local(p).is_contiguous()]
-        self.seen, self.addresses = [], []
+        self.kinds: Any = None
+        self.addresses: list[list[int]] = []
         self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams, tensors]
 
     def found(self) -> bool:
@@ -59,31 +59,19 @@ class Batch:
         streams = {"p": self.params, "g": grads, **self.slots}
         if self.sharded:
             streams = {key: list(map(local, tensors)) for key, tensors in streams.items()}
-        try:
-            addresses = [list(map(torch.Tensor.data_ptr, streams[key])) for key in self.dtypes]
-            seen = [list(map(of, streams[key])) for key, of in _SEEN]
-            seen += [streams[key][row].stride() for key in "pg" for row in self.permuted]
-        except RuntimeError:  # a sparse gradient has neither strides nor an address
+        given = [*streams["p"], *streams["g"]]
+        if self.kinds is None:  # of class, dtype, device, shape and strides, as they were when the tensors were sorted
+            self.kinds = TensorGuards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        if not self.kinds.check(*given):
             return False
+        addresses = [list(map(torch.Tensor.data_ptr, streams[key])) for key in self.dtypes]
         if addresses != self.addresses:
             for key, now, then in zip(self.dtypes, addresses, self.addresses or addresses, strict=True):
-                moved = zip(streams[key], self.shapes, strict=True) if key != "g" and now != then else ()
+                moved = zip(streams[key], self.shapes, strict=True) if key not in "pg" and now != then else ()
                 if any((t.dtype, t.device, t.shape) != (self.dtypes[key], self.device, s) for t, s in moved):
                     return False
             self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
-        self.seen = self.seen or seen  # as it was when the tensors were sorted
-        return self.seen == seen
-
-
-_SEEN: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-    ("p", torch.Tensor.is_contiguous),
-    ("p", torch.Tensor.numel),
-    ("g", torch.Tensor.is_contiguous),
-    ("g", torch.Tensor.numel),
-    ("g", attrgetter("dtype")),
-    ("g", type),
-    ("g", torch.Tensor.is_neg),
-)
+        return True
 
 
 def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:

@@ -27,7 +27,6 @@ OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt",
 OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
 
 
-LEAVES = ("load", "row", "const")
 _NEUTRAL = {"+": 0.0, "-": 0.0, "*": 1.0, "/": 1.0}
 
 
@@ -38,7 +37,7 @@ class Symbol(Traced):
 
     def __init__(self, op: str, *args: Any) -> None:
         self.op, self.args = op, args
-        self.flat = op in LEAVES[1:] or (op in OPERATIONS and all(q.flat for q in args))
+        self.flat = op in ("row", "const") or (op in OPERATIONS and all(q.flat for q in args))
 
     @staticmethod
     def lift(q: Any) -> Symbol:
@@ -53,7 +52,7 @@ class Symbol(Traced):
                     return nodes[1 - i]
                 if value == 0.0 and (op == "*" or (op == "/" and i == 0)):
                     return node
-        if op == "-" and nodes[0].op == nodes[1].op in LEAVES and nodes[0].args == nodes[1].args:
+        if op == "-" and {node.op for node in nodes} == {"load"} and nodes[0].args == nodes[1].args:
             return Symbol.lift(0.0)
         return Symbol(op, *nodes)
 
@@ -97,10 +96,6 @@ class Program:
         """Names of what is read and what is written, one element each per parameter."""
         nodes = leaves([*self.stores.values(), *self.sums])
         return sorted({node.args[0] for node in nodes if node.op == "load"}), sorted(self.stores)
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.streams()))
 
 
 def leaves(roots: Iterable[Symbol]) -> list[Symbol]:
@@ -226,13 +221,13 @@ def trace(frame: TraceFrame, verbs: Verbs) -> Program:
     return Program(frame.fresh, sums, apart)
 
 
-def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Program, list[Column], bool] | None:
+def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Program, list[Column]] | None:
     """What is left to do if the move goes ahead of the decisions of these roles, in the sweep whose sums they read.
 
-    That is a program that puts into p what the decisions changed, the numbers it depends on, as columns of a table, and
-    whether most steps leave these as they are; none if the decisions change nothing that the move reads. None if the
-    move cannot go ahead: it can if it is affine in the step, and neither the decay nor, by way of the weights, the
-    direction depends on the numbers.
+    That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table;
+    none if the decisions change nothing that the move reads. None if the move cannot go ahead: it can if the numbers
+    seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the direction depends on
+    them.
     """
     decided, iterate = [opt.parts[role] for role in deciders], opt.parts["iterate"]
 
@@ -243,15 +238,15 @@ def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Pro
 
     (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
     if all(same(value, then.stores[key]) for key, value in now.stores.items()):
-        return Program({}, [], {}), [], True
+        return Program({}, [], {}), []
     rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
     numbers = {n.key: n for part in decided for n in part.numbers().values()}
     changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
+    if set(now.stores) != {"p"} or not iterate.affine or not all(numbers[key].seldom for _, key, _ in changed):
+        return None
     direction = leaves([Symbol.lift(TraceFrame(opt, decays).read(iterate, "u"))])
-    reads_p = any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction)
-    if set(now.stores) != {"p"} or not iterate.affine or not same(rate, rate_then) or reads_p:
+    if not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
-    more = new.args[1] if new.op == "+" and same(new.args[0], old) else new.call("-", new, old)
-    corrected = Program({"p": more.call("+", Symbol("load", "p"), more)}, [], {})
-    return corrected, changed, all(numbers[key].seldom for _, key, _ in changed)
+    corrected = new.call("+", Symbol("load", "p"), new.call("-", new, old))
+    return Program({"p": corrected}, [], {}), changed

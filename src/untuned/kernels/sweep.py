@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,6 @@ from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Verbs, 
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
-    from untuned.core.parts import Part
     from untuned.core.plan import Plan
 
 EXECUTIONS = ("auto", "reference", "native")
@@ -63,30 +62,25 @@ class Sweep:
 def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, list[str]]]:
     """The sweeps of a plan in order, each with the roles that decide on its sums.
 
-    The move joins the sweep before it if the decisions in between change nothing that it reads, or seldom do, or if
-    that and a correction read and write less.
+    The move joins the sweep before it if the decisions in between change nothing that it reads, or seldom do.
     """
     *first, last = plan
     verbs, deciders = first[-1] if first else ([], [])
     joins = last == (MOVE, []) and verbs and not _of_slices(opt, verbs)
-    ahead = {decays: found for decays in DECAYS if joins and (found := early(opt, deciders, decays))}
-    apart = [(_of_verbs(opt, v, v), d) for v, d in plan]
+    ahead = [found for decays in DECAYS if joins and (found := early(opt, deciders, decays))]
     if len(ahead) < len(DECAYS):
-        return apart
-    corrections = {decays: correction for decays, (correction, _, _) in ahead.items()}
-    _, changed, seldom = ahead[True]
-    whole = [*verbs, *MOVE]
-    joined = _of_verbs(opt, whole, verbs if changed else whole, [opt.parts[role] for role in deciders])
-    pairs = (joined.programs, corrections), (apart[-2][0].programs, apart[-1][0].programs)
-    fewer, more = (sum(programs[True].size for programs in pair) for pair in pairs)
-    if not (seldom or fewer < more):
-        return apart
-    correction = Sweep(corrections, _by_reference(MOVE), {}, changed if seldom else None)
-    return [*apart[:-2], (joined, deciders), *([(correction, [])] if changed else [])]
+        return [(_of_verbs(opt, v, v), d) for v, d in plan]
+    found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
+    changed, whole = ahead[0][1], [*verbs, *MOVE]
+    found.append((_of_verbs(opt, whole, verbs if changed else whole), deciders))
+    if changed:
+        programs = dict(zip(DECAYS, (correction for correction, _ in ahead), strict=True))
+        found.append((Sweep(programs, _by_reference(MOVE), {}, changed), []))
+    return found
 
 
-def _of_verbs(opt: Optimizer, by_kernels: Verbs, by_reference: Verbs, undecided: Sequence[Part] = ()) -> Sweep:
-    programs = {decays: trace(TraceFrame(opt, decays, undecided), by_kernels) for decays in DECAYS}
+def _of_verbs(opt: Optimizer, by_kernels: Verbs, by_reference: Verbs) -> Sweep:
+    programs = {decays: trace(TraceFrame(opt, decays), by_kernels) for decays in DECAYS}
     apart = programs[True].apart
     return Sweep({} if _of_slices(opt, by_kernels) else programs, _by_reference(by_reference), apart)
 

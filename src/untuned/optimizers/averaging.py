@@ -87,7 +87,7 @@ class MechanicSGD(Optimizer):
 
     lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
     the authors' code, stand in `untuned.iterates.Mechanic`. Around others: `untuned.compose(iterate=Mechanic())`.
-    Sweeps: 2. Slots: 3.
+    Sweeps: 2. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -120,7 +120,7 @@ class MechanicAdamW(Optimizer):
     """Mechanic around AdamW: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
 
     lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
-    the authors' code, stand in `untuned.iterates.Mechanic`. Sweeps: 2. Slots: 4.
+    the authors' code, stand in `untuned.iterates.Mechanic`. Sweeps: 2. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
