@@ -77,8 +77,9 @@ def _momo(run: _Run) -> None:
         run.must_be("use_fstar", "fstar" in held, opt.parts["step_size"].online)
         if average == "momentum_buffer":
             run.must_be("bias_correction", t.theirs["grad_dot_w"].dim() == 1, opt.corrects)
-        t.ours["gx_avg"] = t.theirs["grad_dot_w"].reshape(()) if kept else 0.0
         t.ours[average] = t.theirs["grad_avg"] if kept else torch.zeros_like(t.p)
+        t.ours["mx"] = (t.ours[average] * t.p.detach()).sum(dtype=torch.float64)
+        t.ours["model_offset"] = t.ours["mx"] - t.theirs["grad_dot_w"].reshape(()).double() if kept else 0.0
         t.ours["step"] = t.theirs.get("step", k)
         if opt.corrects:
             t.ours["rho"] = ours["weights"]

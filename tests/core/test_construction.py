@@ -258,7 +258,16 @@ def test_equal_letters_of_two_parts_do_not_meet() -> None:
     optimizer = untuned.compose([w], direction=TAM(), step_size=Prodigy(), iterate=Mechanic())
     w.grad = torch.ones(2)
     optimizer.step()
-    assert set(optimizer.state[w]) == {"step", "momentum_buffer", "cosine", "s", "p0", "d_numerator", "delta", "mechanic_last"}
+    assert set(optimizer.state[w]) == {
+        "step",
+        "momentum_buffer",
+        "cosine",
+        "s",
+        "p0",
+        "d_numerator",
+        "delta",
+        "mechanic_last",
+    }
     assert {"d", "d_max", "mechanic_s", "mechanic_m"} <= set(optimizer.param_groups[0])
 
 

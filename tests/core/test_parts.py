@@ -47,22 +47,25 @@ def test_the_order_of_verbs_and_decisions() -> None:
 
     accumulate, move = ("direction", "accumulate"), ("iterate", "move")
     measures = [("step_size", "measure"), ("iterate", "measure")]
+    by_rule, by_iterate = ("step_size", "decide"), ("iterate", "decide")
+    landing = ([move, ("step_size", "land")], [("step_size", "settle")])
     assert planned(direction=Gradient()) == [([move], [])]
     assert planned() == [([accumulate, move], [])]
-    assert planned(iterate=ScheduleFree()) == [([], ["iterate"]), ([accumulate, move], [])]
-    assert planned(step_size=MoMo(), iterate=ScheduleFree()) == [
-        ([accumulate, measures[0]], ["step_size", "iterate"]),
+    assert planned(iterate=ScheduleFree()) == [([], [by_iterate]), ([accumulate, move], [])]
+    assert planned(step_size=Prodigy(), iterate=ScheduleFree()) == [
+        ([accumulate, measures[0]], [by_rule, by_iterate]),
         ([move], []),
     ]
-    assert planned(iterate=Mechanic()) == [([accumulate, measures[1]], ["iterate"]), ([move], [])]
+    assert planned(step_size=MoMo()) == [([accumulate, measures[0]], [by_rule]), landing]
+    assert planned(iterate=Mechanic()) == [([accumulate, measures[1]], [by_iterate]), ([move], [])]
     assert planned(step_size=MoMo(), iterate=Mechanic()) == [  # whose measure needs the size that MoMo decides
-        ([accumulate, measures[0]], ["step_size"]),
-        ([measures[1]], ["iterate"]),
-        ([move], []),
+        ([accumulate, measures[0]], [by_rule]),
+        ([measures[1]], [by_iterate]),
+        landing,
     ]
     assert planned(direction=untuned.directions.TAM(), step_size=Prodigy()) == [
-        ([("direction", "look")], ["direction"]),
-        ([accumulate, measures[0]], ["step_size"]),
+        ([("direction", "look")], [("direction", "decide")]),
+        ([accumulate, measures[0]], [by_rule]),
         ([move], []),
     ]
 

@@ -307,3 +307,51 @@ def test_every_setting_says_something_of_its_own(name):
     way = largest(points[0], vector([START]))
     for i, one in enumerate(points):
         assert all(largest(one, other) > 1e-6 * way for other in points[:i]), list(SETTINGS[name])[i]
+
+
+def shaken(x, k):
+    """The same problem, with weights that somebody else changes before some steps."""
+    if k in (4, 5, 11):
+        x[0] = 0.5 * x[0]
+        x[2] = x[2] + 0.25
+    return problem(x, k)
+
+
+@pytest.mark.parametrize("execution", ["native", "reference"])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"use_fstar": True}], ids=str)
+@pytest.mark.parametrize("name", ["momo", "momo_adam"])
+def test_momo_sees_that_its_weights_were_changed(name, options, execution):
+    """It follows <m, x> by its own steps and reads x again only after an outside change, which version counters show."""
+    bare = options | {"lr": 50.0} if name == "momo" else options
+    iterates, _ = getattr(oracles, name)(START, shaken, STEPS, **bare)
+    params = [torch.nn.Parameter(torch.tensor(x)) for x in START]
+    optimizer = untuned.create(params, name, execution=execution, **bare)
+    touched = []
+    for k, wanted in enumerate(iterates, start=1):
+        with torch.no_grad():
+            if k in (4, 5, 11):
+                params[0].mul_(0.5)
+                params[2].add_(0.25)
+            if k == 8:  # as one does to evaluate averaged weights
+                before = params[1].clone()
+                params[1].zero_()
+                params[1].copy_(before)
+        loss, grads = problem([p.detach().numpy() for p in params], k)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step(loss=loss)
+        touched += [k] if optimizer.touched else []
+        for p, x in zip(params, wanted, strict=True):
+            assert torch.allclose(p.detach(), torch.tensor(x), rtol=1e-10, atol=1e-12)
+    assert touched == [4, 5, 8, 11]
+
+
+def test_a_change_through_data_is_not_seen_by_momo():
+    """The documented limit: the model then goes on as if it had moved along."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = untuned.MoMo([p])
+    for _ in range(2):
+        p.grad = torch.ones(2)
+        optimizer.step(loss=1.0)
+        p.data.mul_(0.5)
+    assert not optimizer.touched

@@ -184,7 +184,7 @@ def test_momo_step_minimises_its_model_over_all_groups(direction, lr, bound):
     x, y = points[-2:]
     held = [opt.state[group["params"][0]] for group in opt.param_groups]
     slope = np.concatenate([h[key].numpy().ravel() for h in held])
-    level = numbers["loss_avg"][-1] - sum(h["gx_avg"].item() for h in held)
+    level = numbers["loss_avg"][-1] - sum((h["mx"] - h["model_offset"]).item() for h in held)
     rho, theta = numbers["weights"][-1], numbers["theta"][-1]
     D = np.ones(8)
     if direction == "adam":

@@ -66,6 +66,7 @@ class Bucket:
     positions: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # among all parameters
     noise: torch.Tensor | None = None  # for each tensor, what the random bits of this step follow from
     begun: bool = False  # whether the start-point slots of all are filled
+    versions: list[int] = dataclasses.field(default_factory=list)  # of the parameters, after their last step
 
 
 def check_gradient(name: str, p: Any) -> None:
@@ -80,7 +81,7 @@ def check_gradient(name: str, p: Any) -> None:
         )
 
 
-_gradient = attrgetter("grad")
+_gradient, version = attrgetter("grad"), attrgetter("_version")
 Live = tuple[list[torch.Tensor], list[torch.Tensor]]  # parameters and their gradients
 
 

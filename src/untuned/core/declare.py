@@ -38,8 +38,8 @@ class Hyper:
 def slot(key: str, start: str | float = 0.0, total: bool = False) -> Any:
     """Per-parameter state under `state[p][key]`, shaped like the parameter, which begins with the value `start`.
 
-    `start="start"` begins as a copy of the parameter, taken when its first step begins. A `total` of all steps, in which
-    rounding would stay for good, has float32 at least.
+    `start="start"` begins as a copy of the parameter, taken when its first step begins. A `total` of all steps, in
+    which rounding would stay for good, has float32 at least.
     """
     return Slot(key, start, total)
 

@@ -20,13 +20,14 @@ import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, rounding, state, totals
-from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part
+from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part, version
 from untuned.core.declare import check, check_flag, is_real
-from untuned.core.frames import ElementFrame, ScalarFrame, number_from
+from untuned.core.frames import LOW_PRECISION, ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.core.place import where
 from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
 from untuned.kernels import sweep
+from untuned.kernels.program import NOTHING
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
 SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
@@ -139,6 +140,10 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
+        self._lands = hasattr(self.parts["step_size"], "land")
+        self._wanders = self._lands and any("p" in one.program(self, NOTHING).stores for one, _ in self._plan[:-1])
+        self.touched = False  # whether the weights may be elsewhere than the last sweep of the last step left them
+        self._versions: dict[torch.Tensor, int] = {}  # of parameters that were in other buckets
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
         self._in_numpy = decided_in_numpy(self.parts) if on_host else set[str]()
@@ -277,6 +282,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def restore(opt: torch.optim.Optimizer) -> None:
             state.restore(self, loaded)
+            self._arranged, self._versions = ([], []), {}  # what is loaded belongs to the weights that are there
 
         # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
         ours = (
@@ -362,9 +368,11 @@ class Optimizer(torch.optim.Optimizer):
             self._begin(buckets)
             for part_of_step, deciders in self._plan:
                 sums = self._sweep(part_of_step, buckets)
-                for role in deciders:
-                    self._decide(role, buckets, sums.get(role, []))
+                for role, verb in deciders:
+                    self._decide(role, verb, buckets, sums.get(role, []))
             self.loss = self.sample_ids = None
+            for bucket in buckets if self._lands else ():
+                bucket.versions = list(map(version, bucket.params))
         self._recorded = []
         return result
 
@@ -376,7 +384,11 @@ class Optimizer(torch.optim.Optimizer):
         same = len(known) == len(now) and all(map(same_objects, known, now))
         if same:
             _take_gradients(buckets, live)
-        if not same or not (all(map(state.still_stacked, buckets)) and self._tensors.found(buckets)):
+            self.touched = self._lands and any(map(self._is_touched, buckets))
+        if not same or not (all(map(state.still_stacked, buckets)) and self._tensors.found(self, buckets)):
+            self._versions.update(
+                (p, v) for bucket in buckets for p, v in zip(bucket.params, bucket.versions, strict=False)
+            )
             for group, (params, _) in zip(self.param_groups, live, strict=True):
                 for p in params:
                     check_gradient(self._title, p)
@@ -388,8 +400,11 @@ class Optimizer(torch.optim.Optimizer):
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
+                if self._lands:
+                    bucket.versions = [self._versions.get(p, version(p)) for p in bucket.params]
                 if self.stochastic_rounding:
                     bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
+            self.touched = self._lands and any(map(self._is_touched, buckets))
             self._tensors.arrange(self, buckets)
             now[-1] = list(self.state.values())
             self._arranged = now, buckets
@@ -398,6 +413,16 @@ class Optimizer(torch.optim.Optimizer):
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
                 check_gradient(self._title, p)
         return buckets
+
+    def _is_touched(self, bucket: Bucket) -> bool:
+        """Whether the weights may be elsewhere than the last sweep of the last step meant to leave them.
+
+        Changes through `p.data` do not show. A captured graph cannot look, and ranks would have to agree on what they see.
+        """
+        if self._wanders or totals.many_ranks() or any(p.dtype in LOW_PRECISION for p in bucket.params):
+            return True
+        captured = bucket.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return captured or bucket.versions != list(map(version, bucket.params))
 
     def _check_step(self) -> None:
         if self.has_modes and not self.param_groups[0]["training"]:
@@ -507,7 +532,7 @@ class Optimizer(torch.optim.Optimizer):
                 blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
         return totals.gather(buckets, blocks, self.device)
 
-    def _decide(self, role: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
+    def _decide(self, role: str, verb: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part, start = self.parts[role], 0
         for group in [None] if part.scope == "model" else self.param_groups:
             mine = [bucket for bucket in buckets if group is None or bucket.group is group]
@@ -517,7 +542,9 @@ class Optimizer(torch.optim.Optimizer):
                 columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
                 added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                 with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
-                    part.decide(frame.place(role), *(column if keep else next(added) for column, keep in columns))
+                    getattr(part, verb)(
+                        frame.place(role), *(column if keep else next(added) for column, keep in columns)
+                    )
 
     def _added(self, frame: ScalarFrame, local: list[Any]) -> Iterator[Any]:
         """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""

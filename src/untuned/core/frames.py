@@ -122,6 +122,8 @@ class ElementFrame(Frame):
             return self.bucket.group["steps"].to(self.bucket.device)
         if name == "top":
             return self.opt.top
+        if name == "touched":
+            return float(self.opt.touched)
         return super().public(name)
 
     def read(self, part: Part, name: str) -> Any:
@@ -189,6 +191,8 @@ class ScalarFrame(Frame):
             return self.seen(self.group["steps"])
         if name == "top":
             return self.seen(self.opt.top)
+        if name == "touched":
+            return float(self.opt.touched)
         if name == "loss" and self.opt.loss is not None:
             return self.seen(self.opt.loss)
         if name == "ids" and self.opt.sample_ids is not None:

@@ -150,6 +150,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1
     "top": lambda f: f.public("top"),  # the largest lr of all groups in the scope of the part
+    "touched": lambda f: f.public("touched"),  # 1 if the weights were changed from outside since the last step, else 0
     "loss": lambda f: f.public("loss"),  # only in `decide`
     "ids": lambda f: f.public("ids"),  # only in `decide`: the numbers of the samples in the batch
     "old": lambda f: f.public("old"),  # the same place with the slots as they were before this sweep
@@ -174,7 +175,9 @@ def _apply(op: str, name: str, in_python: Callable[..., Any], *values: Any) -> A
         return symbol.call(op, *values)
     if tensors := [v for v in values if isinstance(v, torch.Tensor)]:
         real = [v for v in tensors if v.is_floating_point()]
-        like = max(real, key=torch.Tensor.dim) if real else torch.empty((), dtype=torch.float64, device=tensors[0].device)
+        like = (
+            max(real, key=torch.Tensor.dim) if real else torch.empty((), dtype=torch.float64, device=tensors[0].device)
+        )
         return getattr(torch, name)(*(v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values))
     if any(isinstance(v, np.ndarray | np.generic) for v in values):
         return getattr(np, name)(*values)

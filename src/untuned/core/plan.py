@@ -20,11 +20,12 @@ import torch
 
 from untuned.core.frames import DryFrame
 
-Plan = list[tuple[list[tuple[str, str]], list[str]]]
+Verbs = list[tuple[str, str]]  # (role, verb)
+Plan = list[tuple[Verbs, Verbs]]
 
 
 def plan(parts: dict[str, Any]) -> Plan:
-    """Sweeps in order, each as (its verbs, the roles that decide on its sums).
+    """Sweeps in order, each as (its verbs, the verbs that decide on its sums).
 
     A decision without sums follows the step size's, or comes first if nothing is measured. Kernels join the move with
     the sweep before it where the decisions in between change nothing that it reads, or seldom do.
@@ -34,46 +35,45 @@ def plan(parts: dict[str, Any]) -> Plan:
         return hasattr(parts[role], verb)
 
     sweeps: Plan = []
-    deciders = [role for role in ("step_size", "iterate") if has(role, "decide")]
+    deciders = [(role, "decide") for role in ("step_size", "iterate") if has(role, "decide")]
     if has("direction", "look"):
-        sweeps.append(([("direction", "look")], ["direction"]))
+        sweeps.append(([("direction", "look")], [("direction", "decide")]))
     elif has("direction", "decide"):
-        deciders.insert(0, "direction")
+        deciders.insert(0, ("direction", "decide"))
     body = [("direction", "accumulate")] if has("direction", "accumulate") else []
     measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
-    move = ("iterate", "move")
+    last = [("iterate", "move")], list[tuple[str, str]]()
+    if has("step_size", "land"):
+        last = [*last[0], ("step_size", "land")], [("step_size", "settle")]
     if not measures:
         if deciders:
             sweeps.append(([], deciders))
-        return [*sweeps, ([*body, move], [])]
+        return [*sweeps, ([*body, *last[0]], last[1])]
     apart = parts["step_size"].every > 1  # its measure sees other elements than the rest
     if apart and body:
         sweeps.append((body, []))
         body = []
     if len(measures) == 2 and (apart or parts["iterate"].wants_size):  # x.size is known after the step size's decision
-        sweeps.append((body + measures[:1], [role for role in deciders if role != "iterate"]))
-        sweeps.append((measures[1:], ["iterate"]))
+        sweeps.append((body + measures[:1], [one for one in deciders if one[0] != "iterate"]))
+        sweeps.append((measures[1:], [("iterate", "decide")]))
     else:
         sweeps.append((body + measures, deciders))
-    return [*sweeps, ([move], [])]
+    return [*sweeps, last]
 
 
 def _dry_run(parts: dict[str, Any], role: str, ones: Callable[[int], Any]) -> DryFrame:
-    """The decision of a part on ones."""
+    """The decisions of a part on ones."""
     frame, part = DryFrame(parts, ones), parts[role]
-    sums = len(inspect.signature(part.decide).parameters) - 1
-    part.decide(frame.place(role), *(ones(1) for _ in range(sums)))
+    for verb in ("decide", "settle"):
+        if decision := getattr(part, verb, None):
+            decision(frame.place(role), *(ones(1) for _ in range(len(inspect.signature(decision).parameters) - 1)))
     return frame
-
-
-def decides(parts: dict[str, Any]) -> list[str]:
-    return [role for role, part in parts.items() if hasattr(part, "decide")]
 
 
 def read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
     """Hyper-parameters that a decision or a number of the whole model reads: they must be equal in all groups."""
     ones = functools.partial(torch.ones, dtype=torch.float64)
-    read = [_dry_run(parts, role, ones).read_keys for role in decides(parts) if parts[role].scope == "model"]
+    read = [_dry_run(parts, role, ones).read_keys for role, part in parts.items() if part.scope == "model"]
     firsts = {
         (part.name, n.first)
         for part in parts.values()
@@ -86,7 +86,7 @@ def read_by_model_decisions(parts: dict[str, Any]) -> list[tuple[str, str]]:
 def decided_in_numpy(parts: dict[str, Any]) -> set[str]:
     """The roles whose decisions need no function of torch's."""
     found: set[str] = set()
-    for role in decides(parts):
+    for role in parts:
         with contextlib.suppress(TypeError, AttributeError):
             _dry_run(parts, role, np.ones)
             found.add(role)

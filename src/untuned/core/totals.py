@@ -62,10 +62,14 @@ def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
     return total / dist.get_world_size(group)
 
 
+def many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def of_all_ranks(name: str, ids: torch.Tensor, group: Any) -> torch.Tensor:
     """Every rank's sample ids, one after the other; every rank gives as many."""
     if (group := _process_group(group)) is None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if many_ranks():
             raise ValueError(f"{name}: loss_group=None would record other samples on every rank. Leave it at 'world'.")
         return ids
     parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(group))]

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 Verbs = list[tuple[str, str]]
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
+Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay, touched
+NOTHING: Zeros = frozenset()
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
 OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
 
 
+LEAVES = ("load", "row", "const")
 _NEUTRAL = {"+": 0.0, "-": 0.0, "*": 1.0, "/": 1.0}
 
 
@@ -37,7 +40,7 @@ class Symbol(Traced):
 
     def __init__(self, op: str, *args: Any) -> None:
         self.op, self.args = op, args
-        self.flat = op in ("row", "const") or (op in OPERATIONS and all(q.flat for q in args))
+        self.flat = op in LEAVES[1:] or (op in OPERATIONS and all(q.flat for q in args))
 
     @staticmethod
     def lift(q: Any) -> Symbol:
@@ -52,7 +55,7 @@ class Symbol(Traced):
                     return nodes[1 - i]
                 if value == 0.0 and (op == "*" or (op == "/" and i == 0)):
                     return node
-        if op == "-" and {node.op for node in nodes} == {"load"} and nodes[0].args == nodes[1].args:
+        if op == "-" and nodes[0].op == nodes[1].op in LEAVES and nodes[0].args == nodes[1].args:
             return Symbol.lift(0.0)
         return Symbol(op, *nodes)
 
@@ -129,13 +132,12 @@ def same(q: Symbol, r: Symbol) -> bool:
 class TraceFrame(Frame):
     """Resolves names to symbols: streams by key, scalars by the column of the table that holds them.
 
-    Without `decays` the weight decay is the constant 0. The numbers of the parts in `early` are those from before the
-    step.
+    What is named in `zeros` is the constant 0. The numbers of the parts in `early` are those from before the step.
     """
 
-    def __init__(self, opt: Optimizer, decays: bool = True, early: Sequence[Part] = ()) -> None:
+    def __init__(self, opt: Optimizer, zeros: Zeros = NOTHING, early: Sequence[Part] = ()) -> None:
         super().__init__(opt.parts)
-        self.opt, self.decays, self.early = opt, decays, early
+        self.opt, self.zeros, self.early = opt, zeros, early
         self.fresh: dict[str, Any] = {}
 
     def slot(self, key: str) -> Any:
@@ -150,7 +152,7 @@ class TraceFrame(Frame):
         return Symbol("row", ("each_before" if part.per_tensor(declared) else "before", declared.key, None))
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
-        if letter.key == "weight_decay" and not self.decays:
+        if letter.key in self.zeros:
             return Symbol("const", 0.0)
         return Symbol("row", ("hyper", letter.key, letter.index))
 
@@ -162,13 +164,15 @@ class TraceFrame(Frame):
             g = -g if self.opt.maximize else g
             g = g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.opt.clip_grad_norm is not None else g
             return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
+        if name == "touched":
+            return Symbol("const", float(name not in self.zeros))
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().public(name)
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
-            return Place(TraceFrame(self.opt, self.decays, self.early), part)
+            return Place(TraceFrame(self.opt, self.zeros, self.early), part)
         return super().read(part, name)
 
     def write(self, part: Part, name: str, value: Any) -> None:
@@ -221,18 +225,18 @@ def trace(frame: TraceFrame, verbs: Verbs) -> Program:
     return Program(frame.fresh, sums, apart)
 
 
-def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Program, list[Column]] | None:
-    """What is left to do if the move goes ahead of the decisions of these roles, in the sweep whose sums they read.
+def early(opt: Optimizer, decided: list[Part], zeros: Zeros) -> tuple[Program, list[Column]] | None:
+    """What is left to do if the move goes ahead of the decisions of these parts, in the sweep whose sums they read.
 
     That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table;
     none if the decisions change nothing that the move reads. None if the move cannot go ahead: it can if the numbers
     seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the direction depends on
     them.
     """
-    decided, iterate = [opt.parts[role] for role in deciders], opt.parts["iterate"]
+    iterate = opt.parts["iterate"]
 
     def moved(p: Symbol, before: list[Part]) -> tuple[Program, Symbol]:
-        frame = TraceFrame(opt, decays, before)
+        frame = TraceFrame(opt, zeros, before)
         frame.fresh["p"] = p
         return trace(frame, [("iterate", "move")]), Symbol.lift(frame.read(iterate, "rate"))
 
@@ -244,7 +248,7 @@ def early(opt: Optimizer, deciders: list[str], decays: bool = True) -> tuple[Pro
     changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
     if set(now.stores) != {"p"} or not iterate.affine or not all(numbers[key].seldom for _, key, _ in changed):
         return None
-    direction = leaves([Symbol.lift(TraceFrame(opt, decays).read(iterate, "u"))])
+    direction = leaves([Symbol.lift(TraceFrame(opt, zeros).read(iterate, "u"))])
     if not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))

@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket
+from untuned.core.buckets import Bucket, Group
 from untuned.core.frames import COMPENSATION, ElementFrame
 from untuned.kernels import reference
 from untuned.kernels.batch import Batch, Where, accepted
-from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Verbs, compensated, early, trace
+from untuned.kernels.program import (
+    NOTHING,
+    Column,
+    Program,
+    Symbol,
+    TraceFrame,
+    Verbs,
+    Zeros,
+    compensated,
+    early,
+    trace,
+)
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -24,7 +35,7 @@ native_available = importlib.util.find_spec("numba") is not None
 triton_available = importlib.util.find_spec("triton") is not None
 TRITON_DEVICES = {"cuda"}
 MOVE = [("iterate", "move")]
-DECAYS = (True, False)
+DECAYS = (NOTHING, frozenset({"weight_decay"}))
 Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]  # the sums of one tensor of a bucket
 
 
@@ -32,15 +43,21 @@ Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]  # the sums
 class Sweep:
     """One pass over all tensors: a program for kernels, and the reference for tensors that no kernel takes.
 
-    `programs[decays]`: without weight decay there is less to read. There are none for verbs that see slices. `apart`:
-    for each role that asked for sums, whether the tensors stay apart in them. `only_changed`: numbers, as columns of a
-    table, of which one must have changed in this step for the program to run.
+    `trace`: its program where some things are 0, since there is less to read then; there is none for verbs that see
+    slices. `apart`: for each role that asked for sums, whether the tensors stay apart in them. `only_changed`: numbers,
+    as columns of a table, of which one must have changed in this step for the program to run.
     """
 
-    programs: dict[bool, Program]
+    trace: Callable[[Optimizer, Zeros], Program] | None
     reference: Reference
     apart: dict[str, list[bool]]
     only_changed: list[Column] | None = None
+    traced: dict[Zeros, Program] = dataclasses.field(default_factory=dict)
+
+    def program(self, opt: Optimizer, zeros: Zeros) -> Program:
+        if zeros not in self.traced:
+            self.traced[zeros] = self.trace(opt, zeros) if self.trace else Program({}, [], {})
+        return self.traced[zeros]
 
     @property
     def count(self) -> int:
@@ -59,30 +76,32 @@ class Sweep:
         return changed if bucket.on is None else changed & bucket.on
 
 
-def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, list[str]]]:
-    """The sweeps of a plan in order, each with the roles that decide on its sums.
+def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, Verbs]]:
+    """The sweeps of a plan in order, each with the verbs that decide on its sums.
 
     The move joins the sweep before it if the decisions in between change nothing that it reads, or seldom do.
     """
     *first, last = plan
     verbs, deciders = first[-1] if first else ([], [])
     joins = last == (MOVE, []) and verbs and not _of_slices(opt, verbs)
-    ahead = [found for decays in DECAYS if joins and (found := early(opt, deciders, decays))]
+    decided = [opt.parts[role] for role, _ in deciders]
+    ahead = [found for zeros in DECAYS if joins and (found := early(opt, decided, zeros))]
     if len(ahead) < len(DECAYS):
         return [(_of_verbs(opt, v, v), d) for v, d in plan]
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
     changed, whole = ahead[0][1], [*verbs, *MOVE]
     found.append((_of_verbs(opt, whole, verbs if changed else whole), deciders))
     if changed:
-        programs = dict(zip(DECAYS, (correction for correction, _ in ahead), strict=True))
-        found.append((Sweep(programs, _by_reference(MOVE), {}, changed), []))
+        with_decay, without = (correction for correction, _ in ahead)
+        correction = lambda _, zeros: without if "weight_decay" in zeros else with_decay  # noqa: E731
+        found.append((Sweep(correction, _by_reference(MOVE), {}, changed), []))
     return found
 
 
 def _of_verbs(opt: Optimizer, by_kernels: Verbs, by_reference: Verbs) -> Sweep:
-    programs = {decays: trace(TraceFrame(opt, decays), by_kernels) for decays in DECAYS}
-    apart = programs[True].apart
-    return Sweep({} if _of_slices(opt, by_kernels) else programs, _by_reference(by_reference), apart)
+    program = trace(TraceFrame(opt), by_kernels)
+    traced: Any = None if _of_slices(opt, by_kernels) else lambda opt, zeros: trace(TraceFrame(opt, zeros), by_kernels)
+    return Sweep(traced, _by_reference(by_reference), program.apart)
 
 
 def _of_slices(opt: Optimizer, verbs: Verbs) -> bool:
@@ -108,7 +127,12 @@ def guard(clips: bool) -> Sweep:
         return [~torch.isfinite(square), square] if clips else [~torch.isfinite(square)]
 
     by_reference: Reference = lambda opt, bucket, i: reference.summed(opt, bucket, i, squares)  # noqa: E731
-    return Sweep(dict.fromkeys(DECAYS, program), by_reference, {"guard": [True] * len(program.sums)})
+    return Sweep(lambda *_: program, by_reference, {"guard": [True] * len(program.sums)})
+
+
+def zeros(opt: Optimizer, groups: list[Group]) -> Zeros:
+    absent = {"weight_decay"} if all(group["weight_decay"] == 0 for group in groups) else set[str]()
+    return frozenset(absent if opt.touched else absent | {"touched"})
 
 
 class Tensors:
@@ -117,26 +141,25 @@ class Tensors:
     def __init__(self, sweeps: list[Sweep], at_random: bool) -> None:
         self.sweeps, self.at_random = sweeps, at_random
         self.known: Any = None
-        self.decays = False  # whether any group has weight decay
         self.batches: list[Batch] = []
         self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
         self.captured: list[torch.Tensor] = []  # tables that captured graphs read in every replay
 
-    def found(self, buckets: list[Bucket]) -> bool:
+    def found(self, opt: Optimizer, buckets: list[Bucket]) -> bool:
         """Whether all is as it was when they were sorted, but for the storage of their elements."""
-        return self.known == self._seen(buckets) and all(batch.found() for batch in self.batches)
+        return self.known == self._seen(opt, buckets) and all(batch.found() for batch in self.batches)
 
-    def _seen(self, buckets: list[Bucket]) -> list[Any]:
+    def _seen(self, opt: Optimizer, buckets: list[Bucket]) -> list[Any]:
         rest = [buckets[i].params[j] for i, j in self.rest]
         kinds = [(p.device, p.dtype, p.shape, p.grad is not None and p.grad.layout) for p in rest]
-        return [torch.get_num_threads(), any(bucket.group["weight_decay"] != 0 for bucket in buckets), *kinds]
+        return [torch.get_num_threads(), zeros(opt, [bucket.group for bucket in buckets]), *kinds]
 
     def arrange(self, opt: Optimizer, buckets: list[Bucket]) -> None:
         """Sort the tensors by what kernels must know of them."""
         self.rest = []
-        self.decays = self._seen(buckets)[1]
+        programs = [self._programs(opt, buckets, exact) for exact in (False, True)]
         taken: dict[Any, Where] = {}
-        keys = [{key for p in self.programs(e).values() for keys in p.streams() for key in keys} for e in (False, True)]
+        keys = [{key for p in found.values() for keys in p.streams() for key in keys} for found in programs]
         for i, bucket in enumerate(buckets):
             kernels = _kernels(opt, bucket.device)
             for j, p in enumerate(bucket.params):
@@ -150,15 +173,16 @@ class Tensors:
         for (kernels, _, dtypes), where in taken.items():
             batch = Batch(dtypes, where)
             batch.found()
-            for sweep, program in self.programs(COMPENSATION in batch.dtypes).items():
+            for sweep, program in programs[COMPENSATION in batch.dtypes].items():
                 if program.stores or program.sums:
                     batch.calls[sweep] = kernels.Call(program, batch)
             self.batches.append(batch)
-        self.known = self._seen(buckets)
+        self.known = self._seen(opt, buckets)
 
-    def programs(self, exact: bool) -> dict[Sweep, Program]:
+    def _programs(self, opt: Optimizer, buckets: list[Bucket], exact: bool) -> dict[Sweep, Program]:
         """What kernels run for each sweep; `exact`: on parameters with a slot for what rounding takes from them."""
-        found = {sweep: sweep.programs[self.decays] for sweep in self.sweeps if sweep.programs}
+        zero = zeros(opt, [bucket.group for bucket in buckets])
+        found = {sweep: sweep.program(opt, zero) for sweep in self.sweeps if sweep.trace}
         if self.at_random:
             return {sweep: dataclasses.replace(program, at_random=True) for sweep, program in found.items()}
         return {sweep: compensated(program) if exact else program for sweep, program in found.items()}
@@ -173,7 +197,7 @@ class Tensors:
                 for i, index, here in batch.spans if sweep.count else ():
                     blocks[i][index] = rows[here]
         everywhere = ((i, j) for i, bucket in enumerate(buckets) for j in range(len(bucket.params)))
-        for i, j in self.rest if sweep.programs else everywhere:
+        for i, j in self.rest if sweep.trace else everywhere:
             if out := sweep.reference(opt, buckets[i], j):
                 blocks[i][j] = torch.stack(out)
         return blocks

@@ -38,26 +38,36 @@ class MoMo(StepSize):
     online: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"loss", "average"})
     F = number(0.0, key="loss_avg")
-    G = number(0.0, key="gx_avg", each=True)
+    E = number(0.0, key="model_offset", each=True)
+    mx = number(0.0, key="mx", each=True)
     rho = number(0.0, key="weights")
     L = number("lb", key="lower_bound")
     theta = number(0.0, key="theta")
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         along = x.lr * dot(x.m, x.u)
-        return each(dot(x.g, x.p)), dot(x.m, x.p), dot(x.m, x.p) / x.shrink, along, along / x.shrink
+        products = each(x.touched * dot(x.old.m, x.p)), each(x.touched * dot(x.m, x.p))
+        return *products, dot(x.m, x.p) * (1 / x.shrink - 1), along, along / x.shrink
 
-    def decide(self, c: Place, gx: Any, mx: Any, mx_shrunk: Any, mu: Any, mu_shrunk: Any) -> None:
+    def decide(self, c: Place, old_mx: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
         c.rho = c.keep * c.rho + c.take
         c.F = c.keep * c.F + c.take * c.loss
-        c.G = c.keep * c.G + c.take * gx
-        model = c.F - c.summed(c.G) + mx_shrunk
+        c.E = c.keep * (c.E + old_mx - c.touched * c.mx)
+        c.mx = mx
+        model = c.F + c.summed(c.E) + decayed
         if self.online:
             c.L = where(model < c.rho * c.L, maximum(model / (2 * c.rho), c.lb), c.L)
         gap = maximum(model - c.rho * c.L, 0.0)
         c.theta = where(mu_shrunk > 0, minimum(gap / mu_shrunk, 1 / c.rho), 0.0)
         if self.online:
-            c.L = maximum((c.F - c.summed(c.G) + mx - c.theta / 2 * mu) / c.rho, c.lb)
+            c.L = maximum((c.F + c.summed(c.E) - c.theta / 2 * mu) / c.rho, c.lb)
+
+    def land(self, x: Place) -> tuple[Any, ...]:
+        return each(dot(x.m, x.p - x.old.p)), each(dot(x.m, x.p))
+
+    def settle(self, c: Place, moved: Any, mx: Any) -> None:
+        c.E = c.E + c.touched * (mx - c.mx) + (1 - c.touched) * moved
+        c.mx = mx
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr, x.lr

@@ -6,6 +6,7 @@ from typing import Any
 
 from untuned.core.engine import Optimizer
 from untuned.kernels.program import Program, Symbol
+from untuned.kernels.sweep import zeros
 from untuned.kernels.writer import Writer
 
 _INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
@@ -13,24 +14,24 @@ _INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
 
 def streams(opt: Optimizer, guard: bool) -> list[str]:
     """What kernels read and write in a step, by key, without corrections that most steps do not need."""
-    decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
-    usual = [s.programs[decays] for s in opt._tensors.sweeps[not guard :] if s.programs and s.only_changed is None]
+    zero = zeros(opt, opt.param_groups)
+    usual = [s.program(opt, zero) for s in opt._tensors.sweeps[not guard :] if s.only_changed is None]
     return [key for program in usual for keys in program.streams() for key in keys]
 
 
 def describe(opt: Optimizer) -> str:
     """The programs of an optimizer's sweeps, with what they read and write."""
-    decays = any(group["weight_decay"] != 0 for group in opt.param_groups)
+    zero = zeros(opt, opt.param_groups)
     found: list[str] = []
     for i, sweep in enumerate(opt._tensors.sweeps):
-        if not sweep.programs or not any(sweep.programs[decays].streams()):
+        read, written = sweep.program(opt, zero).streams()
+        if not read and not written:
             continue
-        read, written = sweep.programs[decays].streams()
         size = 4 * (len(read) + len(written))
         title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
         when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][1]
         what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
-        program = Text(sweep.programs[decays])
+        program = Text(sweep.program(opt, zero))
         found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
     return "\n\n".join(found)
 
