@@ -321,7 +321,7 @@ def shaken(x, k):
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"use_fstar": True}], ids=str)
 @pytest.mark.parametrize("name", ["momo", "momo_adam"])
 def test_momo_sees_that_its_weights_were_changed(name, options, execution):
-    """It follows <m, x> by its own steps and reads x again only after an outside change, which version counters show."""
+    """It follows <m, x> by its own steps and reads x again after an outside change, which version counters show."""
     bare = options | {"lr": 50.0} if name == "momo" else options
     iterates, _ = getattr(oracles, name)(START, shaken, STEPS, **bare)
     params = [torch.nn.Parameter(torch.tensor(x)) for x in START]

@@ -27,7 +27,6 @@ from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.core.place import where
 from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
 from untuned.kernels import sweep
-from untuned.kernels.program import NOTHING
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
 SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
@@ -141,7 +140,7 @@ class Optimizer(torch.optim.Optimizer):
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
         self._lands = hasattr(self.parts["step_size"], "land")
-        self._wanders = self._lands and any("p" in one.program(self, NOTHING).stores for one, _ in self._plan[:-1])
+        self._wanders = self._lands and any("p" in one.program(self, frozenset()).stores for one, _ in self._plan[:-1])
         self.touched = False  # whether the weights may be elsewhere than the last sweep of the last step left them
         self._versions: dict[torch.Tensor, int] = {}  # of parameters that were in other buckets
         self._shared = read_by_model_decisions(self.parts)
@@ -386,9 +385,8 @@ class Optimizer(torch.optim.Optimizer):
             _take_gradients(buckets, live)
             self.touched = self._lands and any(map(self._is_touched, buckets))
         if not same or not (all(map(state.still_stacked, buckets)) and self._tensors.found(self, buckets)):
-            self._versions.update(
-                (p, v) for bucket in buckets for p, v in zip(bucket.params, bucket.versions, strict=False)
-            )
+            for bucket in buckets:
+                self._versions.update(zip(bucket.params, bucket.versions, strict=False))
             for group, (params, _) in zip(self.param_groups, live, strict=True):
                 for p in params:
                     check_gradient(self._title, p)
@@ -417,12 +415,11 @@ class Optimizer(torch.optim.Optimizer):
     def _is_touched(self, bucket: Bucket) -> bool:
         """Whether the weights may be elsewhere than the last sweep of the last step meant to leave them.
 
-        Changes through `p.data` do not show. A captured graph cannot look, and ranks would have to agree on what they see.
+        Ranks would have to agree on it. Changes through `p.data`, and between replays of a captured graph, do not show.
         """
-        if self._wanders or totals.many_ranks() or any(p.dtype in LOW_PRECISION for p in bucket.params):
-            return True
-        captured = bucket.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        return captured or bucket.versions != list(map(version, bucket.params))
+        rounded = any(p.dtype in LOW_PRECISION for p in bucket.params)
+        changed = self._wanders or rounded or totals.many_ranks()
+        return changed or bucket.versions != list(map(version, bucket.params))
 
     def _check_step(self) -> None:
         if self.has_modes and not self.param_groups[0]["training"]:
@@ -542,9 +539,8 @@ class Optimizer(torch.optim.Optimizer):
                 columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
                 added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                 with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
-                    getattr(part, verb)(
-                        frame.place(role), *(column if keep else next(added) for column, keep in columns)
-                    )
+                    decision = getattr(part, verb)
+                    decision(frame.place(role), *(column if keep else next(added) for column, keep in columns))
 
     def _added(self, frame: ScalarFrame, local: list[Any]) -> Iterator[Any]:
         """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""

@@ -174,10 +174,8 @@ def _apply(op: str, name: str, in_python: Callable[..., Any], *values: Any) -> A
     if (symbol := next((v for v in values if isinstance(v, Traced)), None)) is not None:
         return symbol.call(op, *values)
     if tensors := [v for v in values if isinstance(v, torch.Tensor)]:
-        real = [v for v in tensors if v.is_floating_point()]
-        like = (
-            max(real, key=torch.Tensor.dim) if real else torch.empty((), dtype=torch.float64, device=tensors[0].device)
-        )
+        real = [v for v in tensors if v.is_floating_point()] or [tensors[0].new_empty((), dtype=torch.float64)]
+        like = max(real, key=torch.Tensor.dim)
         return getattr(torch, name)(*(v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values))
     if any(isinstance(v, np.ndarray | np.generic) for v in values):
         return getattr(np, name)(*values)

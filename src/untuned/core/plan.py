@@ -42,9 +42,8 @@ def plan(parts: dict[str, Any]) -> Plan:
         deciders.insert(0, ("direction", "decide"))
     body = [("direction", "accumulate")] if has("direction", "accumulate") else []
     measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
-    last = [("iterate", "move")], list[tuple[str, str]]()
-    if has("step_size", "land"):
-        last = [*last[0], ("step_size", "land")], [("step_size", "settle")]
+    lands = [("step_size", "land")] if has("step_size", "land") else []
+    last: tuple[Verbs, Verbs] = [("iterate", "move"), *lands], [("step_size", "settle")] if lands else []
     if not measures:
         if deciders:
             sweeps.append(([], deciders))

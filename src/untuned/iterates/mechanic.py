@@ -24,8 +24,8 @@ class Mechanic(Iterate):
     Differs from the authors' PyTorch code in that: D is stored, and x moves by what start + S D changes, where they
     keep the starting point and recompute D as (x - start) / S, which divides rounding errors by S; weights changed
     from outside stay changed; closures, groups, add_param_group and checkpoints work. An lr schedule acts on future
-    steps only, since S scales all of D. `scope` gives each group or tensor a scale of its own. Any direction and step size.
-    Sweeps: 2, and one more if the step size measures too. Slots: 1, and one number per tensor.
+    steps only, since S scales all of D. `scope` gives each group or tensor a scale of its own. Any direction and step
+    size. Sweeps: 2, and one more if the step size measures too. Slots: 1, and one number per tensor.
     """
 
     s_decay: float = hyper(default=1e-2, within="[0, inf)")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Verbs = list[tuple[str, str]]
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
 Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay, touched
-NOTHING: Zeros = frozenset()
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
 OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
@@ -135,7 +134,7 @@ class TraceFrame(Frame):
     What is named in `zeros` is the constant 0. The numbers of the parts in `early` are those from before the step.
     """
 
-    def __init__(self, opt: Optimizer, zeros: Zeros = NOTHING, early: Sequence[Part] = ()) -> None:
+    def __init__(self, opt: Optimizer, zeros: Zeros = frozenset(), early: Sequence[Part] = ()) -> None:
         super().__init__(opt.parts)
         self.opt, self.zeros, self.early = opt, zeros, early
         self.fresh: dict[str, Any] = {}

@@ -13,18 +13,7 @@ from untuned.core.buckets import Bucket, Group
 from untuned.core.frames import COMPENSATION, ElementFrame
 from untuned.kernels import reference
 from untuned.kernels.batch import Batch, Where, accepted
-from untuned.kernels.program import (
-    NOTHING,
-    Column,
-    Program,
-    Symbol,
-    TraceFrame,
-    Verbs,
-    Zeros,
-    compensated,
-    early,
-    trace,
-)
+from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Verbs, Zeros, compensated, early, trace
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
@@ -35,7 +24,7 @@ native_available = importlib.util.find_spec("numba") is not None
 triton_available = importlib.util.find_spec("triton") is not None
 TRITON_DEVICES = {"cuda"}
 MOVE = [("iterate", "move")]
-DECAYS = (NOTHING, frozenset({"weight_decay"}))
+DECAYS = (frozenset[str](), frozenset({"weight_decay"}))
 Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]  # the sums of one tensor of a bucket
 
 
@@ -52,12 +41,9 @@ class Sweep:
     reference: Reference
     apart: dict[str, list[bool]]
     only_changed: list[Column] | None = None
-    traced: dict[Zeros, Program] = dataclasses.field(default_factory=dict)
 
     def program(self, opt: Optimizer, zeros: Zeros) -> Program:
-        if zeros not in self.traced:
-            self.traced[zeros] = self.trace(opt, zeros) if self.trace else Program({}, [], {})
-        return self.traced[zeros]
+        return self.trace(opt, zeros) if self.trace else Program({}, [], {})
 
     @property
     def count(self) -> int:
