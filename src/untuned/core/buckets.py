@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from itertools import compress, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any
@@ -79,7 +80,8 @@ def check_gradient(name: str, p: Any) -> None:
         )
 
 
-_gradient, version = attrgetter("grad"), attrgetter("_version")
+_gradient = attrgetter("grad")
+version: Callable[[torch.Tensor], int] = attrgetter("_version")
 Live = tuple[list[torch.Tensor], list[torch.Tensor]]  # parameters and their gradients
 
 

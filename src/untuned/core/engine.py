@@ -399,7 +399,7 @@ class Optimizer(torch.optim.Optimizer):
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
                 if self._lands:
-                    bucket.versions = [self._versions.get(p, version(p)) for p in bucket.params]
+                    bucket.versions = [self._versions[p] if p in self._versions else version(p) for p in bucket.params]
                 if self.stochastic_rounding:
                     bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self.touched = self._lands and any(map(self._is_touched, buckets))

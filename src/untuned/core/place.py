@@ -194,8 +194,12 @@ def maximum(q: Any, r: Any) -> Any:
     return _apply("max", "maximum", max, q, r)
 
 
+def _chosen(condition: Any, q: Any, r: Any) -> Any:
+    return q if condition else r
+
+
 def where(condition: Any, q: Any, r: Any) -> Any:
-    return _apply("where", "where", lambda c, q, r: q if c else r, condition, q, r)
+    return _apply("where", "where", _chosen, condition, q, r)
 
 
 def cbrt(q: Any) -> Any:

@@ -28,10 +28,10 @@ class MoMo(StepSize):
     must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
 
     What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. A step of its own
-    adds <m, x_new - x> to E, and the next gradient multiplies it by the direction's `keep`: x is read once, to be moved.
-    Only weights that somebody else changed are read twice, which their version counters show; a change through `p.data`
-    or between replays of a captured graph does not show, and the model then moves along with it. On several ranks, in 16
-    bits and with weight decay they are always read twice.
+    adds <m, x_new - x> to E, and the next gradient multiplies it by the direction's `keep`: x is read once, to be
+    moved. Only weights that somebody else changed are read twice, which their version counters show; a change through
+    `p.data` or between replays of a captured graph does not show, and the model then moves along with it. On several
+    ranks, in 16 bits and with weight decay they are always read twice.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the
