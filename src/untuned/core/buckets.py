@@ -58,7 +58,6 @@ class Bucket:
     source: tuple[int, list[int]] = (0, [])  # the number of its group, and its places among the live tensors there
     grads: list[torch.Tensor] = dataclasses.field(default_factory=list)
     numbers: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # counters and numbers, a row per tensor
-    views: dict[str, list[torch.Tensor]] = dataclasses.field(default_factory=dict)  # the rows, as the states hold them
     on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
     t: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # steps each has taken, float64
     before: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # numbers when the step began

@@ -163,7 +163,7 @@ class Optimizer(torch.optim.Optimizer):
         """The largest lr of all groups; a group's own lr relative to it is how fast the group is to move."""
         lrs = [group["lr"] for group in self.param_groups]
         if any(isinstance(lr, torch.Tensor) for lr in lrs):
-            return torch.stack([number_from(lr, self.device).reshape(()) for lr in lrs]).amax()
+            return torch.stack([number_from(lr, self.device).detach().reshape(()) for lr in lrs]).amax()
         return max(lrs)
 
     @property
@@ -378,13 +378,13 @@ class Optimizer(torch.optim.Optimizer):
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
         live = list(map(takes_part, self.param_groups))
-        now = [list(self.param_groups), *(params for params, _ in live), list(self.state.values())]
+        now = [list(self.param_groups), *(params for params, _ in live), state.tensors(self)]
         known, buckets = self._arranged
         same = len(known) == len(now) and all(map(same_objects, known, now))
         if same:
             _take_gradients(buckets, live)
             self.touched = self._lands and any(map(self._is_touched, buckets))
-        if not same or not (all(map(state.still_stacked, buckets)) and self._tensors.found(self, buckets)):
+        if not same or not self._tensors.found(self, buckets):
             for bucket in buckets:
                 self._versions.update(zip(bucket.params, bucket.versions, strict=False))
             for group, (params, _) in zip(self.param_groups, live, strict=True):
@@ -404,7 +404,7 @@ class Optimizer(torch.optim.Optimizer):
                     bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self.touched = self._lands and any(map(self._is_touched, buckets))
             self._tensors.arrange(self, buckets)
-            now[-1] = list(self.state.values())
+            now[-1] = state.tensors(self)
             self._arranged = now, buckets
         for bucket in buckets:
             bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
@@ -413,11 +413,11 @@ class Optimizer(torch.optim.Optimizer):
         return buckets
 
     def _is_touched(self, bucket: Bucket) -> bool:
-        """Whether the weights may be elsewhere than the last sweep of the last step meant to leave them.
+        """Whether the weights may be elsewhere than the last sweep of the last step saw them land.
 
         Ranks would have to agree on it. Changes through `p.data`, and between replays of a captured graph, do not show.
         """
-        rounded = any(p.dtype in LOW_PRECISION for p in bucket.params)
+        rounded = self.stochastic_rounding and any(p.dtype in LOW_PRECISION for p in bucket.params)
         changed = self._wanders or rounded or totals.many_ranks()
         return changed or bucket.versions != list(map(version, bucket.params))
 

@@ -43,7 +43,7 @@ def _hyper(group: Group, letter: Hyper) -> Any:
     value = group[letter.key]
     if letter.index is not None:
         value = value[letter.index]
-    return value.double().reshape(()) if isinstance(value, torch.Tensor) else value
+    return value.detach().double().reshape(()) if isinstance(value, torch.Tensor) else value
 
 
 class ElementFrame(Frame):
@@ -124,6 +124,9 @@ class ElementFrame(Frame):
             return self.opt.top
         if name == "touched":
             return float(self.opt.touched)
+        if name == "landed":
+            p = self.slot("p")
+            return p if COMPENSATION in self.state else p.to(self.param.dtype).to(p.dtype)
         return super().public(name)
 
     def read(self, part: Part, name: str) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,17 +124,13 @@ def stack_numbers(opt: Optimizer, bucket: Bucket) -> None:
     then one operation serves all tensors."""
     for key in ("step", *(("rho",) if opt.corrects else ()), *(n.key for _, n in _numbers(opt, per_tensor=True))):
         bucket.numbers[key] = torch.stack([held[key] for held in bucket.states])
-        bucket.views[key] = list(bucket.numbers[key].unbind())
-        for held, view in zip(bucket.states, bucket.views[key], strict=True):
+        for held, view in zip(bucket.states, bucket.numbers[key].unbind(), strict=True):
             held[key] = view
 
 
-def still_stacked(bucket: Bucket) -> bool:
-    """Whether the states hold the views they were given."""
-    try:
-        return all(all(map(is_, map(itemgetter(key), bucket.states), held)) for key, held in bucket.views.items())
-    except KeyError:  # emptied by the user, to begin anew
-        return False
+def tensors(opt: Optimizer) -> list[torch.Tensor]:
+    """All slots and numbers of tensors, one state after the other: that users replace none of them is seen by this."""
+    return list(chain.from_iterable(map(dict.values, opt.state.values())))
 
 
 def tie_numbers(opt: Optimizer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import is_, itemgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class Batch:
     def __init__(self, dtypes: Dtypes, where: Where) -> None:
         self.dtypes = dict(dtypes)
         self.params = [bucket.params[j] for _, bucket, j in where]
-        self.states = [bucket.states[j] for _, bucket, j in where]
-        self.slots = {key: list(map(itemgetter(key), self.states)) for key in self.dtypes if key not in "pg"}
+        states = [bucket.states[j] for _, bucket, j in where]
+        self.slots = {key: list(map(itemgetter(key), states)) for key in self.dtypes if key not in "pg"}
         self.device = self.params[0].device
         self.shapes = [local(p).shape for p in self.params]
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -40,8 +40,7 @@ class Batch:
             index = torch.tensor([where[row][2] for row in rows], device=self.device)
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
-        self.kinds: Any = None
-        self.addresses: list[list[int]] = []
+        self.kinds, self.addresses = None, list[list[int]]()
         self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams, tensors]
 
     def found(self) -> bool:
@@ -50,8 +49,6 @@ class Batch:
         Storage may move under the same parameter or slot, and gradients are new tensors in every step. `map` is several
         times as fast as a loop, which counts in a step on thousands of small tensors.
         """
-        if not all(all(map(is_, map(itemgetter(key), self.states), held)) for key, held in self.slots.items()):
-            return False
         grads: list[torch.Tensor] = []
         for number, members, _ in self.spans:
             here = self.buckets[number].grads

@@ -165,6 +165,8 @@ class TraceFrame(Frame):
             return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
         if name == "touched":
             return Symbol("const", float(name not in self.zeros))
+        if name == "landed":
+            return self.slot("p").call("round", self.slot("p"))
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().public(name)
@@ -183,6 +185,7 @@ def compensated(program: Program) -> Program:
     known: dict[int, Symbol] = {}
 
     def exact(q: Symbol) -> Symbol:
+        q = q.args[0] if q.op == "round" else q  # both hold p as it is
         if id(q) not in known:
             if q.op == "load" and q.args[0] == "p":
                 both = q.call("+", q, Symbol("load", COMPENSATION))

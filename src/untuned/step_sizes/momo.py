@@ -31,7 +31,7 @@ class MoMo(StepSize):
     adds <m, x_new - x> to E, and the next gradient multiplies it by the direction's `keep`: x is read once, to be
     moved. Only weights that somebody else changed are read twice, which their version counters show; a change through
     `p.data` or between replays of a captured graph does not show, and the model then moves along with it. On several
-    ranks, in 16 bits and with weight decay they are always read twice.
+    ranks, with stochastic rounding and with weight decay they are always read twice.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the
@@ -68,7 +68,7 @@ class MoMo(StepSize):
             c.L = maximum((c.F + c.summed(c.E) - c.theta / 2 * mu) / c.rho, c.lb)
 
     def land(self, x: Place) -> tuple[Any, ...]:
-        return each(dot(x.m, x.p - x.old.p)), each(dot(x.m, x.p))
+        return each(dot(x.m, x.landed - x.old.p)), each(dot(x.m, x.landed))
 
     def settle(self, c: Place, moved: Any, mx: Any) -> None:
         c.E = c.E + c.touched * (mx - c.mx) + (1 - c.touched) * moved
