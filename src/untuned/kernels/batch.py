@@ -28,10 +28,9 @@ class Batch:
         self.params = [bucket.params[j] for _, bucket, j in where]
         states = [bucket.states[j] for _, bucket, j in where]
         self.slots = {key: list(map(itemgetter(key), states)) for key in self.dtypes if key not in "pg"}
-        self.device = self.params[0].device
         self.shapes = [local(p).shape for p in self.params]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.sharded = any(local(p) is not p for p in self.params)
+        self.device, self.sharded = self.params[0].device, any(local(p) is not p for p in self.params)
         self.calls: dict[Any, Any] = {}  # a kernel call for every sweep
         self.buckets = {number: bucket for number, bucket, _ in where}
         self.spans: list[tuple[int, Any, slice]] = []  # a bucket, tensors in it, and their rows here
