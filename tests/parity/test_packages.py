@@ -447,7 +447,7 @@ def test_mechanic_keeps_its_displacement():
         return mechanized("AdamW", p, store_delta=False, **o)
 
     early = moves(torch.float64, untuned.MechanicAdamW, 5)
-    np.testing.assert_allclose(moves(torch.float64, stored, 5), early, rtol=1e-5)
+    np.testing.assert_allclose(moves(torch.float64, stored, 5), early, rtol=1e-5, atol=1e-15)  # of weights of size 1
     assert np.abs(moves(torch.float64, recomputed, 5) / early - 1).max() > 3e-3
 
     late = moves(torch.float32, untuned.MechanicAdamW, 200)
