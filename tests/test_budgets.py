@@ -26,7 +26,7 @@ def code_lines(path: Path) -> int:
     return sum(1 for n, line in lines if line.strip() and not line.strip().startswith("#") and n not in documented)
 
 
-@pytest.mark.parametrize(("room", "budget"), [("core", 1460), ("kernels", 900)])
+@pytest.mark.parametrize(("room", "budget"), [("core", 1475), ("kernels", 900)])
 def test_rooms_stay_within_their_budget(room: str, budget: int) -> None:
     assert sum(map(code_lines, (PACKAGE / room).glob("*.py"))) < budget
 

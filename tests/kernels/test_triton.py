@@ -95,7 +95,7 @@ def run(
 
 
 def calls(optimizer: untuned.Optimizer) -> list[kernels.Call]:
-    found = [call for batch in optimizer._tensors.batches for call in batch.calls.values()]
+    found = [call for batch in optimizer._tensors.batches for call in batch.calls.values() if call]
     assert all(isinstance(call, kernels.Call) for call in found)
     return found
 

@@ -1,6 +1,8 @@
 """Every method against its NumPy transcription: 20 steps in float64, option by option."""
 
+import copy
 import inspect
+import pickle
 from functools import cache, partial
 
 import numpy as np
@@ -344,6 +346,101 @@ def test_momo_sees_that_its_weights_were_changed(name, options, execution):
         for p, x in zip(params, wanted, strict=True):
             assert torch.allclose(p.detach(), torch.tensor(x), rtol=1e-10, atol=1e-12)
     assert touched == [4, 5, 8, 11]
+
+
+def pulled(params, change, bad_at=None, save_at=None, by="load", execution="native", lr=1e-2):
+    """Nine steps of MoMo towards 1; `change` the weights after each, skip one step, go on in a copy after another."""
+    optimizer = untuned.MoMo(params, lr=lr, execution=execution)
+    for k in range(9):
+        loss = sum(((p - 1) ** 2).sum() for p in params)
+        optimizer.zero_grad()
+        loss.backward()
+        if k == bad_at:
+            params[1].grad.fill_(torch.nan)
+        optimizer.step(loss=loss.detach())
+        change(params, k)
+        if k == save_at and by == "load":
+            params = [torch.nn.Parameter(p.detach().clone()) for p in params]
+            other = untuned.MoMo(params, lr=lr, execution=execution)
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer = other
+        elif k == save_at:
+            params, optimizer = copy.deepcopy((params, optimizer)) if by == "deepcopy" else pickled((params, optimizer))
+    return optimizer, params
+
+
+def pickled(these):
+    return pickle.loads(pickle.dumps(these))
+
+
+def two(dtype=torch.float64):
+    rng = np.random.default_rng(0)
+    return [torch.nn.Parameter(torch.tensor(rng.normal(size=5), dtype=dtype)) for _ in range(2)]
+
+
+def clamp(params, k):
+    with torch.no_grad():
+        for p in params:
+            p.clamp_(-0.5, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by", ["load", "deepcopy", "pickle"])
+def test_momo_saved_after_a_change_goes_on_as_if_unbroken(by, dtype):
+    for change in (clamp, lambda params, k: None):
+        _, unbroken = pulled(two(dtype), change)
+        _, resumed = pulled(two(dtype), change, save_at=4, by=by)
+        assert all(map(torch.equal, unbroken, resumed))
+
+
+@pytest.mark.parametrize("execution", ["native", "reference"])
+def test_momo_takes_a_change_in_though_the_next_step_is_skipped(execution):
+    """E = <m, x> - G, with G from the definition: the average of <g, x>, the weights being changed before step 4."""
+
+    def halve(params, k):
+        if k == 3:
+            with torch.no_grad():
+                params[0].mul_(0.5)
+
+    for bad_at in (None, 4):
+        optimizer, params = pulled(two(), halve, bad_at, execution=execution)
+        held = optimizer.state[params[0]]
+        assert held["mx"].item() == pytest.approx(
+            (held["momentum_buffer"] * params[0].detach()).sum().item(), rel=1e-12
+        )
+        replayed, m, G = two(), 0.0, 0.0
+        other = untuned.MoMo(replayed, lr=1e-2, execution=execution)
+        taken = 0
+        for k in range(9):
+            loss = sum(((p - 1) ** 2).sum() for p in replayed)
+            other.zero_grad()
+            loss.backward()
+            x, g = replayed[0].detach().clone(), replayed[0].grad.clone()
+            if k == bad_at:
+                replayed[1].grad.fill_(torch.nan)
+            else:
+                keep, taken = 0.9 if taken else 0.0, taken + 1
+                m, G = keep * m + (1 - keep) * g, keep * G + (1 - keep) * (g * x).sum()
+            other.step(loss=loss.detach())
+            halve(replayed, k)
+        E = (m * replayed[0].detach()).sum() - G
+        assert other.state[replayed[0]]["model_offset"].item() == pytest.approx(E.item(), rel=1e-10)
+
+
+def test_a_changed_weight_arranges_nothing_anew():
+    params = two()
+    optimizer = untuned.MoMo(params)
+    seen = []
+    for k in range(6):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if k % 2:
+            with torch.no_grad():
+                params[0].mul_(0.9)
+        optimizer.step(loss=1.0)
+        seen.append((id(optimizer._arranged[1]), optimizer.touched))
+    assert [touched for _, touched in seen] == [False, True, False, True, False, True]
+    assert len({arranged for arranged, _ in seen}) == 1
 
 
 def test_a_change_through_data_is_not_seen_by_momo():

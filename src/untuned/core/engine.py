@@ -188,7 +188,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
         numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
         written = (
-            numbers | state.number_keys(self) | {"training", "method"}
+            numbers | state.number_keys(self) | {"training", "method", "touched"}
         )  # by an optimizer whose groups are used again
         group = {k: v for k, v in param_group.items() if k not in written}
         params = group["params"]
@@ -246,7 +246,21 @@ class Optimizer(torch.optim.Optimizer):
                         f"not {one!r} and {other!r}."
                     )
 
+    def _note_touched(self) -> None:
+        """Write down, for whoever loads the groups, whether the weights were changed since the last step."""
+        known = self._versions | {p: v for b in self._arranged[1] for p, v in zip(b.params, b.versions, strict=False)}
+        for group in self.param_groups if self._lands else ():
+            group["touched"] = any(version(p) != v for p, v in known.items())
+
+    def _know_versions(self) -> None:
+        """What was loaded belongs to the weights that are there, unless they were changed before it was saved."""
+        self._arranged = [], []
+        touched = any(group.get("touched") for group in self.param_groups)
+        everything = [p for group in self.param_groups for p in group["params"]] if self._lands else []
+        self._versions = {p: -1 if touched else version(p) for p in everything}
+
     def __getstate__(self) -> dict[str, Any]:
+        self._note_touched()
         kept = ("parts", "loss_group", "shard_group", "execution", *_OPTIONS)
         return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
@@ -257,6 +271,7 @@ class Optimizer(torch.optim.Optimizer):
         state.tie_numbers(self)
         states = {p: self.state.get(p) for group in self.param_groups for p in group["params"]}
         self._begun = {p for p, held in states.items() if held and float(held["step"]) > 0}
+        self._know_versions()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that were unfrozen since the last step are in it."""
@@ -264,6 +279,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.requires_grad and not self.state.get(p):
                     state.create_slots(self, p, group)
+        self._note_touched()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -281,7 +297,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def restore(opt: torch.optim.Optimizer) -> None:
             state.restore(self, loaded)
-            self._arranged, self._versions = ([], []), {}  # what is loaded belongs to the weights that are there
+            self._know_versions()
 
         # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
         ours = (
@@ -371,7 +387,10 @@ class Optimizer(torch.optim.Optimizer):
                     self._decide(role, verb, buckets, sums.get(role, []))
             self.loss = self.sample_ids = None
             for bucket in buckets if self._lands else ():
-                bucket.versions = list(map(version, bucket.params))
+                if not (
+                    self.touched and bucket.on is not None and (bucket.device.type != "cpu" or not bucket.on.numpy())
+                ):
+                    bucket.versions = list(map(version, bucket.params))  # else a change may not have been taken in
         self._recorded = []
         return result
 
@@ -531,16 +550,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def _decide(self, role: str, verb: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part, start = self.parts[role], 0
-        for group in [None] if part.scope == "model" else self.param_groups:
-            mine = [bucket for bucket in buckets if group is None or bucket.group is group]
-            rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
-            if mine:
-                frame = ScalarFrame(self, part, mine, role in self._in_numpy)
-                columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
-                added = self._added(frame, [column.sum() for column, keep in columns if not keep])
-                with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
-                    decision = getattr(part, verb)
-                    decision(frame.place(role), *(column if keep else next(added) for column, keep in columns))
+        with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
+            for group in [None] if part.scope == "model" else self.param_groups:
+                mine = [bucket for bucket in buckets if group is None or bucket.group is group]
+                rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
+                if mine:
+                    frame = ScalarFrame(self, part, mine, role in self._in_numpy)
+                    columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
+                    added = self._added(frame, [column.sum() for column, keep in columns if not keep])
+                    here = (column if keep else next(added) for column, keep in columns)
+                    getattr(part, verb)(frame.place(role), *here)
 
     def _added(self, frame: ScalarFrame, local: list[Any]) -> Iterator[Any]:
         """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""

@@ -163,7 +163,7 @@ class ScalarFrame(Frame):
     def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets = opt, part.scope, buckets
-        self.in_numpy = in_numpy and opt.device.type == "cpu"
+        self.in_numpy = in_numpy and all(device.type == "cpu" for device in (opt.device, *(b.device for b in buckets)))
         self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
         self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
 

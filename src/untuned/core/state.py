@@ -211,6 +211,7 @@ def _check_saved_group(opt: Optimizer, group: Group) -> None:
         for key in (key for key in part.hypers() if key in group):
             check(part.name, part.fields[key], group[key])
     check_flag(name, "training", group.get("training", True))
+    check_flag(name, "touched", group.get("touched", False))
     zero = number_from(0.0, opt.device)
     firsts = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=False)}
     for key, first in ({"steps": zero, "skipped": zero} | firsts).items():

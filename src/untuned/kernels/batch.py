@@ -23,15 +23,14 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elem
 class Batch:
     """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step."""
 
-    def __init__(self, dtypes: Dtypes, where: Where) -> None:
-        self.dtypes = dict(dtypes)
+    def __init__(self, dtypes: Dtypes, where: Where, kernels: Any) -> None:
+        self.dtypes, self.kernels = dict(dtypes), kernels
         self.params = [bucket.params[j] for _, bucket, j in where]
         states = [bucket.states[j] for _, bucket, j in where]
         self.slots = {key: list(map(itemgetter(key), states)) for key in self.dtypes if key not in "pg"}
-        self.shapes = [local(p).shape for p in self.params]
-        self.sizes = [shape.numel() for shape in self.shapes]
+        self.sizes = [local(p).numel() for p in self.params]
         self.device, self.sharded = self.params[0].device, any(local(p) is not p for p in self.params)
-        self.calls: dict[Any, Any] = {}  # a kernel call for every sweep
+        self.calls: dict[Any, Any] = {}  # a kernel call, or None, for every sweep and what is 0 in it
         self.buckets = {number: bucket for number, bucket, _ in where}
         self.spans: list[tuple[int, Any, slice]] = []  # a bucket, tensors in it, and their rows here
         for number, bucket in self.buckets.items():
@@ -63,11 +62,15 @@ class Batch:
         addresses = [list(map(torch.Tensor.data_ptr, streams[key])) for key in self.dtypes]
         if addresses != self.addresses:
             for key, now, then in zip(self.dtypes, addresses, self.addresses or addresses, strict=True):
-                moved = zip(streams[key], self.shapes, strict=True) if key not in "pg" and now != then else ()
-                if any((t.dtype, t.device, t.shape) != (self.dtypes[key], self.device, s) for t, s in moved):
+                moved = zip(streams[key], streams["p"], strict=True) if key not in "pg" and now != then else ()
+                if any((t.dtype, *_layout(t)) != (self.dtypes[key], *_layout(p)) for t, p in moved):
                     return False
             self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
         return True
+
+
+def _layout(t: torch.Tensor) -> tuple[Any, ...]:
+    return t.device, t.shape, t.stride()
 
 
 def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:

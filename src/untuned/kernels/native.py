@@ -25,7 +25,7 @@ CHUNK = 16384  # elements: the streams of a chunk fit a core's cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", "min": "min({0}, {1})", "max": "max({0}, {1})"}
-_TEMPLATES |= {name: f"{name}({{0}})" for name in ("sqrt", "cbrt", "abs")} | {"round": "{0}"}
+_TEMPLATES |= {name: f"{name}({{0}})" for name in ("sqrt", "cbrt", "abs")}
 
 _SOURCE = """\
 from math import sqrt
@@ -91,9 +91,10 @@ class NumbaWriter(Writer):
             return f"table[t, {self.column(args[0])}]"
         if q.op == "const":
             return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
-        if q.op == "round" and self.dtypes["p"] == "bfloat16":
-            self.body.append(f"b{args[0]} = bits_of(np.float32({args[0]}))")  # a store of it takes these
-            return f"float_of(b{args[0]})"
+        if q.op == "round":
+            bits = [f"b{args[0]} = bits_of(np.float32({args[0]}))"] if self.dtypes["p"] == "bfloat16" else []
+            self.body += bits  # a store of it takes these
+            return f"float_of(b{args[0]})" if bits else f"T(np.{self.dtypes['p']}({args[0]}))"
         if q.op == "cbrt" and self.arithmetic == "float64":
             return f"{args[0]} ** (1 / 3)"
         return _TEMPLATES.get(q.op, f"({{0}}) {q.op} ({{1}})").format(*args)

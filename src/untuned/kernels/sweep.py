@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -127,25 +128,28 @@ class Tensors:
     def __init__(self, sweeps: list[Sweep], at_random: bool) -> None:
         self.sweeps, self.at_random = sweeps, at_random
         self.known: Any = None
+        self.zeros: Zeros = frozenset()
         self.batches: list[Batch] = []
         self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
         self.captured: list[torch.Tensor] = []  # tables that captured graphs read in every replay
 
     def found(self, opt: Optimizer, buckets: list[Bucket]) -> bool:
         """Whether all is as it was when they were sorted, but for the storage of their elements."""
-        return self.known == self._seen(opt, buckets) and all(batch.found() for batch in self.batches)
+        self.zeros = zeros(opt, [bucket.group for bucket in buckets])
+        return self.known == self._seen(buckets) and all(batch.found() for batch in self.batches)
 
-    def _seen(self, opt: Optimizer, buckets: list[Bucket]) -> list[Any]:
+    def _seen(self, buckets: list[Bucket]) -> list[Any]:
         rest = [buckets[i].params[j] for i, j in self.rest]
         kinds = [(p.device, p.dtype, p.shape, p.grad is not None and p.grad.layout) for p in rest]
-        return [torch.get_num_threads(), zeros(opt, [bucket.group for bucket in buckets]), *kinds]
+        return [torch.get_num_threads(), *kinds]
 
     def arrange(self, opt: Optimizer, buckets: list[Bucket]) -> None:
         """Sort the tensors by what kernels must know of them."""
         self.rest = []
-        programs = [self._programs(opt, buckets, exact) for exact in (False, True)]
+        self.zeros = frozenset()
         taken: dict[Any, Where] = {}
-        keys = [{key for p in found.values() for keys in p.streams() for key in keys} for found in programs]
+        programs = [[self._program(opt, sweep, exact) for sweep in self.sweeps] for exact in (False, True)]
+        keys = [{key for p in found for keys in p.streams() for key in keys} for found in programs]
         for i, bucket in enumerate(buckets):
             kernels = _kernels(opt, bucket.device)
             for j, p in enumerate(bucket.params):
@@ -157,29 +161,33 @@ class Tensors:
                     taken.setdefault((kernels, bucket.device, dtypes), []).append((i, bucket, j))
         self.batches = []
         for (kernels, _, dtypes), where in taken.items():
-            batch = Batch(dtypes, where)
-            batch.found()
-            for sweep, program in programs[COMPENSATION in batch.dtypes].items():
-                if program.stores or program.sums:
-                    batch.calls[sweep] = kernels.Call(program, batch)
-            self.batches.append(batch)
-        self.known = self._seen(opt, buckets)
+            self.batches.append(Batch(dtypes, where, kernels))
+        self.known = self._seen(buckets)
+        self.found(opt, buckets)
+        for batch, sweep in itertools.product(self.batches, self.sweeps):  # before anything changes
+            self._call(opt, sweep, batch)
 
-    def _programs(self, opt: Optimizer, buckets: list[Bucket], exact: bool) -> dict[Sweep, Program]:
-        """What kernels run for each sweep; `exact`: on parameters with a slot for what rounding takes from them."""
-        zero = zeros(opt, [bucket.group for bucket in buckets])
-        found = {sweep: sweep.program(opt, zero) for sweep in self.sweeps if sweep.trace}
+    def _program(self, opt: Optimizer, sweep: Sweep, exact: bool) -> Program:
+        """What kernels run for a sweep; `exact`: on parameters with a slot for what rounding takes from them."""
+        program = sweep.program(opt, self.zeros)
         if self.at_random:
-            return {sweep: dataclasses.replace(program, at_random=True) for sweep, program in found.items()}
-        return {sweep: compensated(program) if exact else program for sweep, program in found.items()}
+            return dataclasses.replace(program, at_random=True)
+        return compensated(program) if exact else program
+
+    def _call(self, opt: Optimizer, sweep: Sweep, batch: Batch) -> Any:
+        key = sweep, self.zeros
+        if key not in batch.calls:
+            program = self._program(opt, sweep, COMPENSATION in batch.dtypes)
+            batch.calls[key] = batch.kernels.Call(program, batch) if program.stores or program.sums else None
+        return batch.calls[key]
 
     def run(self, opt: Optimizer, sweep: Sweep, buckets: list[Bucket]) -> list[torch.Tensor]:
         """One block [tensors, sums] per bucket."""
         blocks = [torch.zeros((len(b.params), sweep.count), dtype=torch.float64, device=b.device) for b in buckets]
         flags = [sweep.flag(opt, bucket) for bucket in buckets]
         for batch in self.batches:
-            if sweep in batch.calls:
-                rows = batch.calls[sweep].run(opt, {i: flags[i] for i in batch.buckets})
+            if call := self._call(opt, sweep, batch):
+                rows = call.run(opt, {i: flags[i] for i in batch.buckets})
                 for i, index, here in batch.spans if sweep.count else ():
                     blocks[i][index] = rows[here]
         everywhere = ((i, j) for i, bucket in enumerate(buckets) for j in range(len(bucket.params)))

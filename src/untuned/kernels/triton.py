@@ -29,16 +29,10 @@ BLOCK = 1024  # elements at a time: a thread of four warps has 16 or 32 bytes of
 CHUNK = 8192  # elements of one program, which computes its scalars once
 FUSED = {"enable_fp_fusion": True}  # in words, since Triton is about to change its default
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_TEMPLATES = {
-    "where": "tl.where({0}, {1}, {2})",
-    "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",  # of NaN and a number NaN, as in torch
-    "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
-    "sqrt": "tl.sqrt({0})",
-    "abs": "tl.abs({0})",
-    "neg": "-{0}",
-    "cbrt": "power({0}, 1 / 3)",
-    "**": "power({0}, {1})",
-}
+_TEMPLATES = {"where": "tl.where({0}, {1}, {2})", "sqrt": "tl.sqrt({0})", "abs": "tl.abs({0})", "neg": "-{0}"}
+_TEMPLATES |= {"cbrt": "power({0}, 1 / 3)", "**": "power({0}, {1})"}
+for _name, _sign in (("min", "<"), ("max", ">")):  # of NaN and a number NaN, as in torch
+    _TEMPLATES[_name] = f"tl.where(({{0}} {_sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
 
 _SOURCE = """\
 import triton
@@ -116,11 +110,9 @@ class TritonWriter(Writer):
             body.append(f"tl.store({self.stream(k)} + i, {v}.to(tl.{dtypes[k]}){{mask}})")
         tail = [f"tl.store(partial + c * {self.count} + {j}, {value})" for j, value in enumerate(self.sums)]
         off = [f"tl.store(partial + c * {self.count} + {j}, 0.0)" for j in range(self.count)] or ["pass"]
+        sizes = {"BLOCK": BLOCK, "CHUNK": CHUNK, "streams": len(self.keys), "columns": len(self.columns) + 1}
         self.source = _SOURCE.format(
-            BLOCK=BLOCK,
-            CHUNK=CHUNK,
-            streams=len(self.keys),
-            columns=len(self.columns) + 1,
+            **sizes,
             head=_indented(2, head),
             body=_indented(4, body, keep="", drop="", mask=""),
             rest=_indented(4, body, keep="tl.where(inside, ", drop=", 0.0)", mask=", mask=inside"),
@@ -191,7 +183,7 @@ class Call:
         chunks = [(t, c) for t, n in enumerate(counts) for c in range(n)]
         self.chunks = _upload(chunks, torch.int32, batch.device)
         self.first = _upload([0, *accumulate(counts)], torch.int32, batch.device)
-        self.pointers = next((c.pointers for c in batch.calls.values()), Table(torch.int64, batch.device))
+        self.pointers = next((c.pointers for c in batch.calls.values() if c), Table(torch.int64, batch.device))
         self.floats = Table(torch.float64, batch.device)
 
     def _scalars(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
@@ -211,8 +203,7 @@ class Call:
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        rows = [*self.batch.addresses, self.batch.sizes]  # [streams and size, tensors]
-        pointers = self.pointers.send(rows)
+        pointers = self.pointers.send([*self.batch.addresses, self.batch.sizes])  # [streams and size, tensors]
         scalars = self._scalars(opt, flags)
         alignment = 1 if (self.batch.pointers % 16).any() else 16
         count = self.writer.count
