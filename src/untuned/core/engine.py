@@ -246,23 +246,21 @@ class Optimizer(torch.optim.Optimizer):
                         f"not {one!r} and {other!r}."
                     )
 
-    def _note_touched(self) -> None:
-        """Write down, for whoever loads the groups, whether the weights were changed since the last step."""
+    def _with_touched(self, state_: dict[str, Any]) -> dict[str, Any]:
+        """Note in the saved groups whether the weights were changed since the last step; live groups do not hold it."""
         known = self._versions | {p: v for b in self._arranged[1] for p, v in zip(b.params, b.versions, strict=False)}
-        for group in self.param_groups if self._lands else ():
-            group["touched"] = any(version(p) != v for p, v in known.items())
+        touched = {"touched": any(version(p) != v for p, v in known.items())} if self._lands else {}
+        return state_ | {"param_groups": [group | touched for group in state_["param_groups"]]}
 
     def _know_versions(self) -> None:
-        """What was loaded belongs to the weights that are there, unless they were changed before it was saved."""
+        """What was loaded belongs to the weights of the next step, unless they were changed before it was saved."""
         self._arranged = [], []
-        touched = any(group.get("touched") for group in self.param_groups)
-        everything = [p for group in self.param_groups for p in group["params"]] if self._lands else []
-        self._versions = {p: -1 if touched else version(p) for p in everything}
+        touched = [group.pop("touched", False) for group in self.param_groups]
+        self._versions = {p: -1 for group in self.param_groups for p in group["params"] if any(touched)}
 
     def __getstate__(self) -> dict[str, Any]:
-        self._note_touched()
         kept = ("parts", "loss_group", "shard_group", "execution", *_OPTIONS)
-        return super().__getstate__() | {k: self.__dict__[k] for k in kept}
+        return self._with_touched(super().__getstate__()) | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
         super().__setstate__(state_)
@@ -279,8 +277,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.requires_grad and not self.state.get(p):
                     state.create_slots(self, p, group)
-        self._note_touched()
-        return super().state_dict()
+        return self._with_touched(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
