@@ -452,5 +452,5 @@ def test_mechanic_keeps_its_displacement():
 
     late = moves(torch.float32, untuned.MechanicAdamW, 200)
     assert np.abs(late).max() > 0.02
-    np.testing.assert_allclose(moves(torch.float32, stored, 200), late, rtol=1e-3)
+    np.testing.assert_allclose(moves(torch.float32, stored, 200), late, rtol=1e-3, atol=4e-6)  # 200 roundings
     assert (moves(torch.float32, recomputed, 200) == 0).all()
