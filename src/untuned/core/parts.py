@@ -1,7 +1,8 @@
 """The four kinds of part. A verb is pure elementwise math on a place `x`; `decide` is scalar math on a place `c`.
 
 A part offers a verb by having it; the engine plans the sweeps from the verbs it finds. Nothing here is overridden:
-a part is abstract (these classes) or final (a method's class).
+a part is abstract (these classes) or final (a method's class). Verbs use the functions of `untuned.core.place`, since
+what they see are tensors, symbols or, in `decide`, NumPy's numbers.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
