@@ -162,6 +162,27 @@ def test_control_c_at_any_moment_stops_everything_and_says_how_to_go_on(
     assert "Traceback" not in output
 
 
+BLOCKED = """
+import sys, time
+from pathlib import Path
+from untuned.study.sweep import _Worker
+
+if __name__ == "__main__":
+    worker = _Worker(Path(sys.argv[1]))  # the first one of a process
+    [line] = [line for line in Path(f"/proc/{worker.process.pid}/status").read_text().splitlines() if "SigBlk" in line]
+    worker.stop()
+    print(line.split()[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
+def test_a_worker_is_deaf_to_control_c_from_its_first_moment(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(BLOCKED)
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout, 16) & 1 << (signal.SIGINT - 1)
+
+
 def test_only_one_process_writes(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "study", study("tiny:Line"))
     with store.writing(), pytest.raises(StudyError, match="is being written by another process"):

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +103,7 @@ class _Worker:
         if sys.platform == "win32":
             self.process.start()
         else:
+            resource_tracker.ensure_running()  # whose start, else a part of the worker's, would end the block
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self.process.start()
