@@ -1,10 +1,13 @@
 """Settings of the whole test run."""
 
+import importlib
 import os
 
 import pytest
 import torch
 from hypothesis import settings
+
+from untuned.kernels.sweep import native_available
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch.compile does too
@@ -26,3 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)  # the tensors are tiny, and the tests run in parallel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_chunks() -> None:
+    """Kernels take more than one chunk of the small tensors of tests, too."""
+    if native_available:
+        importlib.import_module("untuned.kernels.native").CHUNK = 16384

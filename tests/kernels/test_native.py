@@ -78,7 +78,13 @@ def build(name: str, params: Any, **engine: Any) -> untuned.Optimizer:
 
 def start(dtype: torch.dtype) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(5, 3), (40_000,), (), (2, 3, 4, 4), (0, 3)]  # more than two chunks, a scalar, channels last, nothing
+    shapes = [
+        (5, 3),
+        (40_000,),
+        (),
+        (2, 3, 4, 4),
+        (0, 3),
+    ]  # more than two chunks (conftest.py), a scalar, channels last, nothing
     values = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
     values[3] = values[3].to(memory_format=torch.channels_last)
     return [torch.nn.Parameter(v) for v in values]

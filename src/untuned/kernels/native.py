@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
 
 _ONE_AT_A_TIME = threading.Lock()
-CHUNK = 16384  # elements: the streams of a chunk fit a core's cache
+CHUNK = 65536  # elements: a quarter of it costs 1 to 2 % more, and there are enough chunks to share out
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", "min": "min({0}, {1})", "max": "max({0}, {1})"}
