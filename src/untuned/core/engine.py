@@ -187,9 +187,8 @@ class Optimizer(torch.optim.Optimizer):
         if "params" not in param_group:
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
         numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
-        written = (
-            numbers | state.number_keys(self) | {"training", "method", "touched"}
-        )  # by an optimizer whose groups are used again
+        # by an optimizer whose groups are used again
+        written = numbers | state.number_keys(self) | {"training", "method", "touched"}
         group = {k: v for k, v in param_group.items() if k not in written}
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)

@@ -157,7 +157,7 @@ class ElementFrame(Frame):
 class ScalarFrame(Frame):
     """The scalars of one decision: of the model, of a group, or of all live tensors of a group as vectors.
 
-    `in_numpy`: as NumPy's, in the same memory; an operation on these takes a tenth of the time that torch's take.
+    `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
     def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
