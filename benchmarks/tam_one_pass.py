@@ -3,7 +3,7 @@
     python benchmarks/tam_one_pass.py
 
 A kernel written by hand takes the sums of a tensor, then its step, tensor after tensor. Printed is the ratio to fused
-AdamW on as many elements, measured side by side on one thread. The last row is one tensor that fits no cache: two passes.
+AdamW on as many elements, measured side by side on one thread. The last row is one tensor, too large for any cache.
 """
 
 import time
