@@ -295,7 +295,7 @@ def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
     optimizer = untuned.AdamW([torch.nn.Parameter(torch.ones(3))])
     program = trace(TraceFrame(optimizer), [("direction", "accumulate"), ("iterate", "move")])
     types = dict.fromkeys(("p", "g", "exp_avg", "exp_avg_sq"), "float32")
-    source = native.NumbaWriter(program, types, parallel=False).source
+    source = native.NumbaWriter(program, types, []).source
     loop = source[source.index("for i in range(n):") :]
     assert "**" not in loop  # beta2 ** t is computed once per chunk
     assert loop.count("sqrt(") == 1

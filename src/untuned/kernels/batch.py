@@ -23,8 +23,8 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elem
 class Batch:
     """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step."""
 
-    def __init__(self, dtypes: Dtypes, where: Where, kernels: Any) -> None:
-        self.dtypes, self.kernels = dict(dtypes), kernels
+    def __init__(self, kernels: Any, one_pass: bool, dtypes: Dtypes, where: Where) -> None:
+        self.dtypes, self.kernels, self.one_pass = dict(dtypes), kernels, one_pass
         self.params = [bucket.params[j] for _, bucket, j in where]
         states = [bucket.states[j] for _, bucket, j in where]
         self.slots = {key: list(map(itemgetter(key), states)) for key in self.dtypes if key not in "pg"}
@@ -92,10 +92,8 @@ PER_TENSOR = {"t", "rho", "each", "each_before", "noise"}  # kinds of columns wi
 def scalar(opt: Optimizer, bucket: Bucket, column: Column) -> Any:
     """What a column of the table of scalars holds for a bucket: a number, a 0-dim tensor or a vector."""
     kind, key, position = column
-    if kind in ("top", "clip"):
-        return getattr(opt, kind)
-    if kind in ("t", "noise"):
-        return getattr(bucket, kind)
+    if kind in ("top", "clip", "t", "noise"):
+        return getattr(opt if kind in ("top", "clip") else bucket, kind)
     if kind == "before":
         return opt.before[id(bucket.group["params"])][key]
     if kind in ("each", "rho", "each_before"):

@@ -22,7 +22,7 @@ def _cache_folder() -> Path:
 @functools.cache
 def compile_source(source: str) -> Any:
     """The compiled function of a source text, from the cache on disk if it was compiled before."""
-    name = "k" + hashlib.sha256((source + _POINTERS).encode()).hexdigest()[:24]
+    name = "untuned_kernel_" + hashlib.sha256((source + _POINTERS).encode()).hexdigest()[:24]
     try:
         return _load(_written(_cache_folder(), name, source), name)
     except (OSError, RuntimeError):  # no home, a folder of somebody else, a full disk: a folder of this process
@@ -42,10 +42,8 @@ def _written(folder: Path, name: str, source: str) -> Path:
 
 
 def _load(path: Path, name: str) -> Any:
-    name = f"untuned_kernel_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # numba's cache looks its functions up by the name of their module
     spec.loader.exec_module(module)

@@ -14,47 +14,55 @@ import torch
 from untuned.core.rounding import shift
 from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
-from untuned.kernels.program import Program, Symbol
+from untuned.kernels.program import Column, Program, Symbol
 from untuned.kernels.writer import Writer
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
 
 _ONE_AT_A_TIME = threading.Lock()
-CHUNK = 65536  # elements: a quarter of it costs 1 to 2 % more, and there are enough chunks to share out
+CHUNK = 2**17  # elements: an eighth of it costs 1 to 2 % more, and there are enough chunks to share out
+ONE_PASS = 2**22  # elements of a tensor: above it the second program finds nothing in the cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", "min": "min({0}, {1})", "max": "max({0}, {1})"}
-_TEMPLATES |= {name: f"{name}({{0}})" for name in ("sqrt", "cbrt", "abs")}
 
 _SOURCE = """\
 from math import sqrt
-import numpy as np
-from numba import njit, prange
-from untuned.kernels.pointers import bits_at_random, bits_of, cbrt, float_of
-from untuned.kernels.pointers import view_bfloat16, view_float32, view_float64
+from untuned.kernels.pointers import *
 
 T = np.{arithmetic}
 
-
-@njit(parallel={parallel}, cache=True, nogil=True, error_model="numpy",
-      fastmath={{"reassoc", "nsz", "contract", "arcp", "afn"}})
-def sweep(pointers, tensor, offset, length, table, partial):
-    for c in prange(tensor.size):
-        t = tensor[c]
-        o = offset[c]
-        n = length[c]
-        if table[t, 0] == 0.0:
-            continue
+{functions}
+@njit(parallel={parallel}, cache=True, nogil=True, **FAST)
+def sweep(pointers, pieces, tensor, offset, length, table, partial):
+    for piece in prange(pieces.shape[0]):
+        first, end = pieces[piece]
+        for c in range(first, end):
+            if table[tensor[c], 0] != 0.0:
+                chunk(pointers, tensor[c], offset[c], length[c], table, partial[c])
+"""
+_THEN = """
+        decide(tensor[first], table, partial[first:end])
+        for c in range(end - 1, first - 1, -1):
+            if table[tensor[c], 0] != 0.0:
+                chunk_then(pointers, tensor[c], offset[c], length[c], table, partial[c])
 """
 
 
-class NumbaWriter(Writer):
-    """The source of a program as a function that Numba compiles."""
+def _function(signature: str, lines: list[str]) -> str:
+    return "\n    ".join([f"@njit(**FAST)\ndef {signature}:", *lines]) + "\n\n"
 
-    def __init__(self, program: Program, dtypes: dict[str, str], parallel: bool) -> None:
-        self.arithmetic = "float64" if "float64" in dtypes.values() else "float32"
-        super().__init__(program, dtypes)
+
+class NumbaWriter(Writer):
+    """The source of a program as a function of one chunk of a tensor, which Numba compiles."""
+
+    opening = "s{0} = carray({1}(pointers[{0}, t], o), n)"
+    seed = "seed = np.uint32(table[t, {0}])"
+    cast = "T({0})"
+
+    def __init__(self, program: Program, dtypes: dict[str, str], columns: list[Column], name: str = "chunk") -> None:
+        super().__init__(program, dtypes, columns)
         head = self.head + [f"{total} = T(0)" for total in self.totals.values()]
         body = self.loads + self.body + [f"{total} += {summand}" for summand, total in self.totals.items()]
         for key, value in self.stores.items():
@@ -63,25 +71,19 @@ class NumbaWriter(Writer):
             if key in self.at_random:
                 stored = f"bits_at_random(np.float32({value}), seed + np.uint32(o + i), np.uint32({shift(key)}))"
             body.append(f"{self.stream(key)}[i] = {stored}")
-        lines = [
-            *(f"        {line}" for line in head),
-            "        for i in range(n):",
-            *(f"            {line}" for line in body),
-            *(f"        partial[c, {j}] = {value}" for j, value in enumerate(self.sums)),
-        ]
-        self.source = _SOURCE.format(arithmetic=self.arithmetic, parallel=parallel) + "\n".join(lines) + "\n"
+        sums = [f"partial[{j}] = {value}" for j, value in enumerate(self.sums)]
+        lines = [*head, "for i in range(n):", *(f"    {line}" for line in body), *sums]
+        self.source = _function(f"{name}(pointers, t, o, n, table, partial)", lines)
 
-    def opening(self, name: str, key: str) -> str:
-        return f"{name} = view_{self.dtypes[key]}(pointers[{self.keys.index(key)}, t], o, n)"
+    def decision(self, decided: dict[Column, Symbol]) -> str:
+        """A function that puts decided numbers into the table if they are finite; else the tensor keeps its own.
 
-    def seed(self) -> str:
-        return f"seed = np.uint32(table[t, {self.column(('noise', 'noise', None))}])"
-
-    def cast(self, name: str) -> str:
-        return f"T({name})"
-
-    def scaled(self, total: str, factor: str | None) -> str:
-        return total if factor is None else f"{total} * {factor}"
+        A tensor whose sums have overflown stays where it is.
+        """
+        values = {self.columns.index(column) + 1: self.value(q) for column, q in decided.items()}
+        keep = [f"table[t, {j}] = {value} if abs({value}) < np.inf else table[t, {j}]" for j, value in values.items()]
+        rest = "table[t, 0] *= np.isfinite(partial).all()"
+        return _function("decide(t, table, partial)", [*self.head, *keep, rest])
 
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
@@ -89,6 +91,8 @@ class NumbaWriter(Writer):
             return f"float_of({loaded})" if self.dtypes[args[0]] == "bfloat16" else f"T({loaded})"
         if q.op == "row":
             return f"table[t, {self.column(args[0])}]"
+        if q.op == "sum":
+            return f"partial[:, {args[0]}].sum()"
         if q.op == "const":
             return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
         if q.op == "round":
@@ -97,7 +101,8 @@ class NumbaWriter(Writer):
             return f"float_of(b{args[0]})" if bits else f"T(np.{self.dtypes['p']}({args[0]}))"
         if q.op == "cbrt" and self.arithmetic == "float64":
             return f"{args[0]} ** (1 / 3)"
-        return _TEMPLATES.get(q.op, f"({{0}}) {q.op} ({{1}})").format(*args)
+        usual = f"({{0}}) {q.op} ({{1}})" if len(args) == 2 else f"{q.op}({{0}})"
+        return _TEMPLATES.get(q.op, usual).format(*args)
 
 
 def numbers_of(t: torch.Tensor) -> np.ndarray:
@@ -105,14 +110,15 @@ def numbers_of(t: torch.Tensor) -> np.ndarray:
     return (t.double() if t.is_cuda or t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
 
 
-def _in_parallel(function: Any, arguments: tuple[Any, ...]) -> None:
+def _run(function: Any, arguments: tuple[Any, ...], threads: int) -> None:
     """Run on as many threads as torch uses, and leave torch's number as it was: the two may share one OpenMP pool.
 
     One at a time, since numba's simplest threading layer cannot do more.
     """
+    if threads == 1:
+        return function(*arguments)
     import numba
 
-    threads = torch.get_num_threads()
     with _ONE_AT_A_TIME:
         try:
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
@@ -123,36 +129,49 @@ def _in_parallel(function: Any, arguments: tuple[Any, ...]) -> None:
 
 
 class Call:
-    """One program on one batch: a kernel call, and the memory it needs."""
+    """One program on one batch: a kernel call, and the memory it needs.
 
-    def __init__(self, program: Program, batch: Batch) -> None:
-        self.batch, self.parallel = batch, torch.get_num_threads() > 1
-        self.writer = NumbaWriter(program, {key: TYPES[d] for key, d in batch.dtypes.items()}, self.parallel)
-        self.function = compile_source(self.writer.source)
+    `then`: a second program, and the numbers it reads that decisions of single tensors make of the sums of the first,
+    as columns of the table. It follows tensor by tensor, while they are in the cache.
+    """
+
+    def __init__(self, program: Program, batch: Batch, then: tuple[Program, dict[Column, Symbol]] | None) -> None:
+        self.batch, self.threads = batch, torch.get_num_threads()
+        types = {key: TYPES[d] for key, d in batch.dtypes.items()}
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(batch.sizes) for o in range(0, n, CHUNK)]
         self.tensor, self.offset, self.length = np.array(chunks).T.copy()
         self.first = np.searchsorted(self.tensor, np.arange(len(batch.sizes)))
-        self.table = np.empty((len(batch.sizes), len(self.writer.columns) + 1))
+        self.columns: list[Column] = []
+        writer = NumbaWriter(program, types, self.columns)
+        source, functions, stores = _SOURCE, writer.source, {*writer.stores}
+        self.pieces = np.arange(len(chunks))[:, None] + [0, 1]
+        if then:
+            second = NumbaWriter(then[0], types, self.columns, "chunk_then")
+            read = {column: value for column, value in then[1].items() if column in self.columns}
+            decision = NumbaWriter(Program({}, [], {}), types, self.columns).decision(read)
+            source, functions, stores = source + _THEN, functions + second.source + decision, stores | {*second.stores}
+            dealt = np.argsort(batch.sizes)  # each thread takes one stretch of the pieces: they are to be of equal size
+            order = np.concatenate([dealt[i :: self.threads] for i in range(self.threads)])
+            self.pieces = np.stack([self.first, np.append(self.first[1:], len(chunks))], 1)[order]
+        source = source.format(arithmetic=writer.arithmetic, parallel=self.threads > 1, functions=functions)
+        self.function, self.moves = compile_source(source), "p" in stores
+        self.table = np.empty((len(batch.sizes), len(self.columns) + 1))
         self.partial = np.empty((len(chunks), max(1, len(program.sums))))
-        self.rows = np.empty((len(batch.sizes), max(1, len(program.sums))))
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
         if all(flag is not None and not numbers_of(flag) for flag in flags.values()):
-            return torch.zeros(self.rows.shape, dtype=torch.float64)
+            return torch.zeros((len(self.first), self.partial.shape[1]), dtype=torch.float64)
         for number, index, rows in self.batch.spans:
             bucket, flag = self.batch.buckets[number], flags[number]
             self.table[rows, 0] = True if flag is None else numbers_of(flag)
-            for column, name in enumerate(self.writer.columns, start=1):
+            for column, name in enumerate(self.columns, start=1):
                 value = scalar(opt, bucket, name)
                 value = numbers_of(value) if isinstance(value, torch.Tensor) else value
                 self.table[rows, column] = value[index] if name[0] in PER_TENSOR else value
         self.partial.fill(0.0)
-        arguments = self.batch.pointers, self.tensor, self.offset, self.length, self.table, self.partial
-        if self.parallel:
-            _in_parallel(self.function, arguments)
-        else:
-            self.function(*arguments)
-        if "p" in self.writer.stores:
+        arguments = self.batch.pointers, self.pieces, self.tensor, self.offset, self.length, self.table, self.partial
+        _run(self.function, arguments, self.threads)
+        if self.moves:
             torch.autograd.graph.increment_version(self.batch.params)
-        return torch.from_numpy(np.add.reduceat(self.partial, self.first, axis=0, out=self.rows))
+        return torch.from_numpy(np.add.reduceat(self.partial, self.first, axis=0))

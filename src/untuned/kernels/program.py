@@ -6,6 +6,7 @@ and cast where it meets an element (1 - 0.999 in float32 would be off by 1e-5).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import traceback
@@ -19,8 +20,8 @@ from untuned.core.place import Each, Frame, Place, Traced
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
+    from untuned.core.plan import Verbs
 
-Verbs = list[tuple[str, str]]
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
 Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay, touched
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
@@ -28,7 +29,9 @@ OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt",
 OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
 
 
-LEAVES = ("load", "row", "const")
+LEAVES = ("load", "row", "const", "sum")  # sum: of a tensor, in a decision
+_KIND = {False: "number", True: "each"}  # of the column of a number, by whether there is one per tensor
+_BEFORE = {"number": "before", "each": "each_before"}
 _NEUTRAL = {"+": 0.0, "-": 0.0, "*": 1.0, "/": 1.0}
 
 
@@ -58,29 +61,21 @@ class Symbol(Traced):
             return Symbol.lift(0.0)
         return Symbol(op, *nodes)
 
-    def __abs__(self) -> Symbol:
-        return self.call("abs", self)
-
-    def __neg__(self) -> Symbol:
-        return self.call("neg", self)
-
     def __bool__(self) -> bool:
         raise TypeError("a verb cannot branch on a value that differs between elements or steps: use where().")
-
-    def __eq__(self, q: object) -> Symbol:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.call("==", self, q)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "and": "&", "abs": "abs", "neg": "neg"}
+_OPERATORS |= {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 
 
 def _operator(op: str, swapped: bool) -> Any:
-    return lambda q, r: q.call(op, r, q) if swapped else q.call(op, q, r)
+    return lambda q, *r: q.call(op, *r, q) if swapped else q.call(op, q, *r)
 
 
-for _name, _op in {**_INFIX, "and": "&"}.items():
+for _name, _op in _OPERATORS.items():
     setattr(Symbol, f"__{_name}__", _operator(_op, swapped=False))
     setattr(Symbol, f"__r{_name}__", _operator(_op, swapped=True))
 
@@ -145,10 +140,10 @@ class TraceFrame(Frame):
     def number(self, part: Part, declared: Number) -> Any:
         if part in self.early:
             return self.number_before(part, declared)
-        return Symbol("row", ("each" if part.per_tensor(declared) else "number", declared.key, None))
+        return Symbol("row", (_KIND[part.per_tensor(declared)], declared.key, None))
 
     def number_before(self, part: Part, declared: Number) -> Any:
-        return Symbol("row", ("each_before" if part.per_tensor(declared) else "before", declared.key, None))
+        return Symbol("row", (_BEFORE[_KIND[part.per_tensor(declared)]], declared.key, None))
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         if letter.key in self.zeros:
@@ -160,7 +155,7 @@ class TraceFrame(Frame):
             return self.slot("p")
         if name in ("g", "raw"):
             g = Symbol("load", "g")
-            g = -g if self.opt.maximize else g
+            g = g.call("neg", g) if self.opt.maximize else g
             g = g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.opt.clip_grad_norm is not None else g
             return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
         if name == "touched":
@@ -227,13 +222,39 @@ def trace(frame: TraceFrame, verbs: Verbs) -> Program:
     return Program(frame.fresh, sums, apart)
 
 
-def early(opt: Optimizer, decided: list[Part], zeros: Zeros) -> tuple[Program, list[Column]] | None:
+class _Decision(TraceFrame):
+    """A decision of one tensor, whose numbers are symbols."""
+
+    def number(self, part: Part, declared: Number) -> Any:
+        if declared.size or isinstance(declared.first, tuple):
+            raise TypeError(declared.key)
+        return self.fresh[declared.key] if declared.key in self.fresh else super().number(part, declared)
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        self.fresh[part.letters[name].key] = Symbol.lift(value)
+
+
+def decision(opt: Optimizer, deciders: Verbs, program: Program) -> dict[Column, Symbol] | None:
+    """What decisions make of the sums of a program, as columns of a table; None unless each is of one tensor alone."""
+    sums = iter(range(len(program.sums)))
+    given = {role: [Symbol("sum", next(sums)) for _ in flags] for role, flags in program.apart.items()}
+    frame = _Decision(opt)
+    if not deciders or any(opt.parts[role].scope != "tensor" for role, _ in deciders):
+        return None
+    with contextlib.suppress(TypeError, AttributeError):  # torch's functions, the loss
+        for role, verb in deciders:
+            getattr(opt.parts[role], verb)(frame.place(role), *given.get(role, []))
+        return {("each", key, None): value for key, value in frame.fresh.items()}
+    return None
+
+
+def early(opt: Optimizer, decided: list[Part], zeros: Zeros) -> tuple[Program, list[tuple[Column, Column]]] | None:
     """What is left to do if the move goes ahead of the decisions of these parts, in the sweep whose sums they read.
 
-    That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table;
-    none if the decisions change nothing that the move reads. None if the move cannot go ahead: it can if the numbers
-    seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the direction depends on
-    them.
+    That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table,
+    now and before the step; none if the decisions change nothing that the move reads. None if the move cannot go ahead:
+    it can if the numbers seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the
+    direction depends on them.
     """
     iterate = opt.parts["iterate"]
 
@@ -247,12 +268,11 @@ def early(opt: Optimizer, decided: list[Part], zeros: Zeros) -> tuple[Program, l
         return Program({}, [], {}), []
     rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
     numbers = {n.key: n for part in decided for n in part.numbers().values()}
-    changed = sorted(row for row in rows if row[0] in ("number", "each") and row[1] in numbers)
-    if set(now.stores) != {"p"} or not iterate.affine or not all(numbers[key].seldom for _, key, _ in changed):
-        return None
+    changed = sorted(row for row in rows if row[0] in _BEFORE and row[1] in numbers)
     direction = leaves([Symbol.lift(TraceFrame(opt, zeros).read(iterate, "u"))])
-    if not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction):
+    follows = not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction)
+    if follows or {*now.stores} != {"p"} or not (iterate.affine and all(numbers[key].seldom for _, key, _ in changed)):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
     corrected = new.call("+", Symbol("load", "p"), new.call("-", new, old))
-    return Program({"p": corrected}, [], {}), changed
+    return Program({"p": corrected}, [], {}), [(row, (_BEFORE[row[0]], *row[1:])) for row in changed]

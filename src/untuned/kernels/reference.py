@@ -16,8 +16,8 @@ from untuned.core.place import Each
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
+    from untuned.core.plan import Verbs
 
-Verbs = list[tuple[str, str]]
 BLOCK = 65536  # elements
 
 

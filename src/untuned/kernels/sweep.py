@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket, Group
+from untuned.core.buckets import Bucket, Group, local
 from untuned.core.frames import COMPENSATION, ElementFrame
 from untuned.kernels import reference
-from untuned.kernels.batch import Batch, Where, accepted
-from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Verbs, Zeros, compensated, early, trace
+from untuned.kernels.batch import Batch, Where, accepted, scalar
+from untuned.kernels.program import Column, Program, Symbol, TraceFrame, Zeros, compensated, decision, early, trace
 
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
-    from untuned.core.plan import Plan
+    from untuned.core.plan import Plan, Verbs
 
 EXECUTIONS = ("auto", "reference", "native")
 native_available = importlib.util.find_spec("numba") is not None
@@ -35,13 +35,15 @@ class Sweep:
 
     `trace`: its program where some things are 0, since there is less to read then; there is none for verbs that see
     slices. `apart`: for each role that asked for sums, whether the tensors stay apart in them. `only_changed`: numbers,
-    as columns of a table, of which one must have changed in this step for the program to run.
+    as columns of a table for now and for before the step, of which one must have changed in it for the program to run.
+    `then`: the next sweep, if kernels may run it tensor by tensor in the same pass, and the numbers decided in between.
     """
 
     trace: Callable[[Optimizer, Zeros], Program] | None
     reference: Reference
     apart: dict[str, list[bool]]
-    only_changed: list[Column] | None = None
+    only_changed: list[tuple[Column, Column]] | None = None
+    then: tuple[Sweep, dict[Column, Symbol]] | None = None
 
     def program(self, opt: Optimizer, zeros: Zeros) -> Program:
         return self.trace(opt, zeros) if self.trace else Program({}, [], {})
@@ -54,11 +56,7 @@ class Sweep:
         """Whether the program may change the tensors of a bucket, as a 0-dim bool tensor; None if it surely may."""
         if self.only_changed is None:
             return bucket.on
-        before = opt.before[id(bucket.group["params"])]
-        pairs = [
-            (bucket.group[key], before[key]) if kind == "number" else (bucket.numbers[key], bucket.before[key])
-            for kind, key, _ in self.only_changed
-        ]
+        pairs = [(scalar(opt, bucket, now), scalar(opt, bucket, then)) for now, then in self.only_changed]
         changed = torch.stack([(now != then).any() for now, then in pairs]).any().to(bucket.device)
         return changed if bucket.on is None else changed & bucket.on
 
@@ -74,13 +72,16 @@ def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, Verbs]]:
     decided = [opt.parts[role] for role, _ in deciders]
     ahead = [found for zeros in DECAYS if joins and (found := early(opt, decided, zeros))]
     if len(ahead) < len(DECAYS):
-        return [(_of_verbs(opt, v, v), d) for v, d in plan]
+        found = [(_of_verbs(opt, v, v), d) for v, d in plan]
+        for (one, deciders), (two, _) in itertools.pairwise(found):
+            if one.count and not two.count and (decided := decision(opt, deciders, one.program(opt, frozenset()))):
+                one.then = two, decided
+        return found
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
     changed, whole = ahead[0][1], [*verbs, *MOVE]
     found.append((_of_verbs(opt, whole, verbs if changed else whole), deciders))
     if changed:
-        with_decay, without = (correction for correction, _ in ahead)
-        correction = lambda _, zeros: without if "weight_decay" in zeros else with_decay  # noqa: E731
+        correction = lambda _, zeros: ahead["weight_decay" in zeros][0]  # noqa: E731
         found.append((Sweep(correction, _by_reference(MOVE), {}, changed), []))
     return found
 
@@ -118,8 +119,8 @@ def guard(clips: bool) -> Sweep:
 
 
 def zeros(opt: Optimizer, groups: list[Group]) -> Zeros:
-    absent = {"weight_decay"} if all(group["weight_decay"] == 0 for group in groups) else set[str]()
-    return frozenset(absent if opt.touched else absent | {"touched"})
+    present = {"weight_decay": any(group["weight_decay"] != 0 for group in groups), "touched": opt.touched}
+    return frozenset(name for name, here in present.items() if not here)
 
 
 class Tensors:
@@ -158,10 +159,9 @@ class Tensors:
                 if dtypes is None:
                     self.rest.append((i, j))
                 else:
-                    taken.setdefault((kernels, bucket.device, dtypes), []).append((i, bucket, j))
-        self.batches = []
-        for (kernels, _, dtypes), where in taken.items():
-            self.batches.append(Batch(dtypes, where, kernels))
+                    one_pass = local(p) is p and p.numel() <= kernels.ONE_PASS and any(one.then for one in self.sweeps)
+                    taken.setdefault((bucket.device, kernels, one_pass, dtypes), []).append((i, bucket, j))
+        self.batches = [Batch(kernels, one, dtypes, where) for (_, kernels, one, dtypes), where in taken.items()]
         self.known = self._seen(buckets)
         self.found(opt, buckets)
         for batch, sweep in itertools.product(self.batches, self.sweeps):  # before anything changes
@@ -177,8 +177,12 @@ class Tensors:
     def _call(self, opt: Optimizer, sweep: Sweep, batch: Batch) -> Any:
         key = sweep, self.zeros
         if key not in batch.calls:
-            program = self._program(opt, sweep, COMPENSATION in batch.dtypes)
-            batch.calls[key] = batch.kernels.Call(program, batch) if program.stores or program.sums else None
+            exact = COMPENSATION in batch.dtypes
+            program, then = self._program(opt, sweep, exact), None
+            if batch.one_pass and sweep.then:
+                then = self._program(opt, sweep.then[0], exact), sweep.then[1]
+                batch.calls[sweep.then[0], self.zeros] = None
+            batch.calls[key] = batch.kernels.Call(program, batch, then) if program.stores or program.sums else None
         return batch.calls[key]
 
     def run(self, opt: Optimizer, sweep: Sweep, buckets: list[Bucket]) -> list[torch.Tensor]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024  # elements at a time: a thread of four warps has 16 or 32 bytes of every stream in flight
 CHUNK = 8192  # elements of one program, which computes its scalars once
+ONE_PASS = 0  # elements of a tensor: all are too large for it
 FUSED = {"enable_fp_fusion": True}  # in words, since Triton is about to change its default
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _TEMPLATES = {"where": "tl.where({0}, {1}, {2})", "sqrt": "tl.sqrt({0})", "abs": "tl.abs({0})", "neg": "-{0}"}
@@ -98,11 +99,15 @@ def add_chunks(partial, first, sums, COUNT: tl.constexpr, WIDTH: tl.constexpr):
 class TritonWriter(Writer):
     """The source of a program as a kernel that Triton compiles."""
 
+    opening = "s{0} = tl.multiple_of(tl.load(row + {0} * tensors).to(tl.pointer_type(tl.{1})), ALIGNMENT) + begin"
+    seed = "seed = tl.load(scalars + {0}).to(tl.int64).to(tl.uint32)"
+    cast = "{0}.to(tl.{1})"
+    total = "tl.sum({0}).to(tl.float64)"
+
     def __init__(self, program: Program, dtypes: dict[str, str]) -> None:
-        self.arithmetic = "tl.float64" if "float64" in dtypes.values() else "tl.float32"
-        super().__init__(program, dtypes)
+        super().__init__(program, dtypes, [])
         self.count = len(program.sums)
-        head = self.head + [f"{r} = tl.full(({BLOCK},), 0.0, {self.arithmetic})" for r in self.totals.values()]
+        head = self.head + [f"{r} = tl.full(({BLOCK},), 0.0, tl.{self.arithmetic})" for r in self.totals.values()]
         body = self.loads + self.body
         body += [f"{total} += {{keep}}{summand}{{drop}}" for summand, total in self.totals.items()]
         for k, v in self.stores.items():
@@ -120,28 +125,15 @@ class TritonWriter(Writer):
             off=_indented(2, off),
         )
 
-    def opening(self, name: str, key: str) -> str:
-        address = f"tl.load(row + {self.keys.index(key)} * tensors).to(tl.pointer_type(tl.{self.dtypes[key]}))"
-        return f"{name} = tl.multiple_of({address}, ALIGNMENT) + begin"
-
-    def seed(self) -> str:
-        return f"seed = tl.load(scalars + {self.column(('noise', 'noise', None))}).to(tl.int64).to(tl.uint32)"
-
-    def cast(self, name: str) -> str:
-        return f"{name}.to({self.arithmetic})"
-
-    def scaled(self, total: str, factor: str | None) -> str:
-        return f"tl.sum({total}).to(tl.float64)" + ("" if factor is None else f" * {factor}")
-
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
-            return f"tl.load({self.stream(args[0])} + i{{mask}}).to({self.arithmetic})"
+            return f"tl.load({self.stream(args[0])} + i{{mask}}).to(tl.{self.arithmetic})"
         if q.op == "row":
             return f"tl.load(scalars + {self.column(args[0])})"
         if q.op == "const":
             return f"tl.full((), float('{args[0]!r}'), tl.float64)"
         if q.op == "round":
-            return f"{args[0]}.to(tl.{self.dtypes['p']}).to({self.arithmetic})"
+            return f"{args[0]}.to(tl.{self.dtypes['p']}).to(tl.{self.arithmetic})"
         return _TEMPLATES.get(q.op, f"{{0}} {q.op} {{1}}").format(*args)
 
 
@@ -175,7 +167,7 @@ def _capturing(device: torch.device) -> bool:
 class Call:
     """One program on one batch: what its launches need, and what stays from step to step."""
 
-    def __init__(self, program: Program, batch: Batch) -> None:
+    def __init__(self, program: Program, batch: Batch, then: None) -> None:
         self.batch = batch
         self.writer = TritonWriter(program, {key: TYPES[d] for key, d in batch.dtypes.items()})
         self.function = compile_source(self.writer.source)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
-from untuned.kernels.program import Column, Program, Symbol
+from untuned.kernels.program import LEAVES, Column, Program, Symbol
 
 _CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
 
 
-class Writer(abc.ABC):
+class Writer:
     """The lines of one program for one combination of dtypes, and what they need to know.
 
-    `keys` are the rows of the table of addresses; `columns` become those of the table of scalars.
+    `keys` are the rows of the table of addresses; `columns` become those of the table of scalars, which programs may
+    share. A language fills in templates of a stream's elements in a chunk, of the random key of a tensor, of a scalar
+    cast to the arithmetic of elements and of a finished sum, and says how to write an operation.
     """
 
-    def __init__(self, program: Program, dtypes: dict[str, str]) -> None:
-        self.keys, self.dtypes = list(dtypes), dtypes
+    opening = seed = ""
+    cast = total = "{0}"
+
+    def __init__(self, program: Program, dtypes: dict[str, str], columns: list[Column]) -> None:
+        self.keys, self.dtypes, self.columns = list(dtypes), dtypes, columns
+        self.arithmetic = "float64" if "float64" in dtypes.values() else "float32"
         self.names: dict[Any, str] = {}
         self.casts: dict[str, str] = {}
-        self.columns: list[Column] = []
         self.opened: set[str] = set()
         self.head: list[str] = []  # once per chunk; the others once per element
         self.loads: list[str] = []
@@ -31,34 +35,22 @@ class Writer(abc.ABC):
         for value in program.sums:
             summand, factor = without_flat_factors(value)
             total = self.totals.setdefault(self.element(summand), f"r{len(self.totals)}")
-            self.sums.append(self.scaled(total, None if factor is None else self.value(factor)))
+            self.sums.append(self.total.format(total) + ("" if factor is None else f" * {self.value(factor)}"))
         for key in stores:
             self.stream(key)
         self.stores = stores
         self.at_random = {key for key in stores if program.at_random and dtypes[key] == "bfloat16"}
-        self.head += [self.seed()] if self.at_random else []
+        self.head += [self.seed.format(self.column(("noise", "noise", None)))] if self.at_random else []
 
-    @abc.abstractmethod
-    def opening(self, name: str, key: str) -> str: ...
-
-    @abc.abstractmethod
-    def seed(self) -> str: ...
-
-    @abc.abstractmethod
-    def cast(self, name: str) -> str: ...
-
-    @abc.abstractmethod
-    def scaled(self, total: str, factor: str | None) -> str: ...
-
-    @abc.abstractmethod
-    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str: ...
+    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
+        raise NotImplementedError
 
     def stream(self, key: str) -> str:
-        name = f"s{self.keys.index(key)}"
+        row = self.keys.index(key)
         if key not in self.opened:
             self.opened.add(key)
-            self.head.append(self.opening(name, key))
-        return name
+            self.head.append(self.opening.format(row, self.dtypes[key]))
+        return f"s{row}"
 
     def column(self, column: Column) -> int:
         """Its place in the table, whose first column says whether the tensor may change."""
@@ -72,13 +64,13 @@ class Writer(abc.ABC):
         if not q.flat or q.op in _CONDITIONS:
             return name
         if name not in self.casts:
-            cast = self.cast(name)
+            cast = self.cast.format(name, self.arithmetic)
             self.casts[name] = name if cast == name else f"e{name}"
             self.head += [f"e{name} = {cast}"] if cast != name else []
         return self.casts[name]
 
     def value(self, q: Symbol) -> str:
-        if q.op in ("load", "row", "const"):
+        if q.op in LEAVES:
             key: Any = (q.op, q.args[0])
         else:
             key = (q.op, *((self.value if q.flat else self.element)(a) for a in q.args))
@@ -93,10 +85,8 @@ def without_flat_factors(q: Symbol) -> tuple[Symbol, Symbol | None]:
     """A summand and the flat factor to multiply its sum by: sums that differ in one only share their loop."""
     factor: Symbol | None = None
     while not q.flat:
-        if q.op == "*" and q.args[0].flat:
-            q, flat = q.args[1], q.args[0]
-        elif q.op == "*" and q.args[1].flat:
-            q, flat = q.args
+        if q.op == "*" and (q.args[0].flat or q.args[1].flat):
+            q, flat = sorted(q.args, key=lambda factor: factor.flat)
         elif q.op == "/" and q.args[1].flat:
             q, flat = q.args[0], q.call("/", 1.0, q.args[1])
         elif q.op == "neg":

@@ -29,7 +29,7 @@ def describe(opt: Optimizer) -> str:
             continue
         size = 4 * (len(read) + len(written))
         title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
-        when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][1]
+        when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][0][1]
         what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
         program = Text(sweep.program(opt, zero))
         found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
@@ -41,24 +41,12 @@ class Text(Writer):
 
     def __init__(self, program: Program) -> None:
         read, written = program.streams()
-        super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"))
+        super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"), [])
         stores = [f"store {key} = {value}" for key, value in self.stores.items()]
         adds = [f"{total} += {summand}" for summand, total in self.totals.items()]
         lines = ["once per chunk", *self.head, "for every element", *self.loads, *self.body, *adds, *stores]
         lines += ["per chunk", *(f"sum {j} = {value}" for j, value in enumerate(self.sums))] if self.sums else []
         self.lines = [line if line.endswith(("chunk", "element")) else f"    {line}" for line in lines if line]
-
-    def opening(self, name: str, key: str) -> str:
-        return ""
-
-    def seed(self) -> str:
-        return ""
-
-    def cast(self, name: str) -> str:
-        return name
-
-    def scaled(self, total: str, factor: str | None) -> str:
-        return total if factor is None else f"{total} * {factor}"
 
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
