@@ -241,7 +241,7 @@ def decision(opt: Optimizer, deciders: Verbs, program: Program) -> dict[Column, 
     frame = _Decision(opt)
     if not deciders or any(opt.parts[role].scope != "tensor" for role, _ in deciders):
         return None
-    with contextlib.suppress(TypeError, AttributeError):  # torch's functions, the loss
+    with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides
         for role, verb in deciders:
             getattr(opt.parts[role], verb)(frame.place(role), *given.get(role, []))
         return {("each", key, None): value for key, value in frame.fresh.items()}

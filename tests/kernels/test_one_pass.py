@@ -1,0 +1,154 @@
+"""A decision of one tensor is taken inside the kernel, which goes over the tensor again while it is in the cache."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_native import difference, run, start
+
+import untuned
+from untuned.core.declare import choice, number
+from untuned.core.parts import Direction
+from untuned.core.place import dot
+from untuned.kernels import native
+from untuned.step_sizes import Fixed
+
+pytest.importorskip("numba")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "tam": {"lr": 0.05, "weight_decay": 0.01},
+    "adatam": {"lr": 0.002},
+    "ldog": {"reps_rel": 1e-3},
+    "sngm": {"lr": 0.5, "scope": "tensor"},
+    "gradagrad": {"lr": 0.1, "scope": "tensor"},
+    "dadapt_sgd": {"d0": 1e-2, "scope": "tensor"},
+}
+
+
+def stepped(name: str, dtype: torch.dtype, steps: int, **engine: Any) -> tuple[list[torch.Tensor], untuned.Optimizer]:
+    params = start(dtype)
+    optimizer = untuned.create([{"params": params[:2]}, {"params": params[2:]}], name, **METHODS[name], **engine)
+    optimizer.param_groups[1]["lr"] /= 2
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for p in params:
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype)
+            p.grad = torch.empty_like(p).copy_(p.detach() + 0.3 * noise)
+        optimizer.step()
+    return [p.detach() for p in params], optimizer
+
+
+def launches(optimizer: untuned.Optimizer) -> list[int]:
+    """Kernels of each batch, without the guard's."""
+    return [sum(call is not None for call in batch.calls.values()) - 1 for batch in optimizer._tensors.batches]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("limit", "expected"), [(0, [2]), (100, [1, 2]), (10**6, [1])])
+def test_one_pass_is_what_two_are(name: str, limit: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ONE_PASS", limit)
+    ours, optimizer = stepped(name, torch.float64, 20, execution="native")
+    reference, other = stepped(name, torch.float64, 20, execution="reference")
+    assert sorted(launches(optimizer)) == expected
+    assert difference(ours, reference) < 1e-10
+    for group, twin in zip(optimizer.param_groups, other.param_groups, strict=True):
+        for p, q in zip(group["params"], twin["params"], strict=True):
+            for key, held in optimizer.state[p].items():
+                torch.testing.assert_close(held, other.state[q][key], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", METHODS)
+def test_one_pass_is_what_two_are_in_low_precision(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = stepped(name, dtype, 3, execution="native")
+    monkeypatch.setattr(native, "ONE_PASS", 0)
+    two, _ = stepped(name, dtype, 3, execution="native")
+    assert difference(one, two) < (1e-6 if dtype == torch.float32 else 2**-7)
+    assert sum(int((p != q).sum()) for p, q in zip(one, two, strict=True)) < 0.01 * sum(p.numel() for p in one)
+
+
+def test_tensors_are_dealt_out_so_that_threads_have_equally_much_to_do() -> None:
+    torch.set_num_threads(2)
+    try:
+        params = [torch.nn.Parameter(torch.randn(1000 * (i + 1))) for i in range(9)]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer = untuned.TAM(params, lr=0.1, execution="native", skip_nonfinite=False)
+        optimizer.step()
+    finally:
+        torch.set_num_threads(1)
+    [call] = [call for call in optimizer._tensors.batches[0].calls.values() if call and call.moves]
+    sizes = [int(call.length[first:end].sum()) for first, end in call.pieces]
+    assert sorted(sizes) == [1000 * (i + 1) for i in range(9)]
+    assert abs(sum(sizes[:5]) - sum(sizes[5:])) <= 5000  # in the order of the parameters it would be 15,000
+
+
+def test_a_tensor_whose_sums_overflow_stays_and_the_step_counts_as_skipped() -> None:
+    huge, usual = (torch.nn.Parameter(torch.ones(5000)) for _ in range(2))
+    optimizer = untuned.TAM([huge, usual], lr=1e-3, execution="native")
+    huge.grad, usual.grad = torch.full((5000,), 1e18), torch.ones(5000)  # squares are finite, their sum is not
+    optimizer.step()
+    assert torch.equal(huge, torch.ones(5000))
+    assert not optimizer.state[huge]["momentum_buffer"].any()
+    assert optimizer.metrics()["skipped"] == 1
+    assert float(optimizer.state[usual]["cosine"]) == 0.0
+    huge.grad = torch.ones(5000)
+    optimizer.step()
+    assert optimizer.metrics()["skipped"] == 1
+    assert not torch.equal(huge, torch.ones(5000))
+
+
+def test_a_group_at_rest_and_a_skipped_step_change_nothing() -> None:
+    params = [torch.nn.Parameter(torch.ones(50)) for _ in range(2)]
+    groups = [{"params": [params[0]], "lr": torch.tensor(0.0)}, {"params": [params[1]]}]
+    optimizer = untuned.TAM(groups, lr=0.1, execution="native")
+    for value in (1.0, float("nan")):
+        before = params[1].detach().clone()
+        for p in params:
+            p.grad = torch.full((50,), value)
+        optimizer.step()
+        assert torch.equal(params[0], torch.ones(50))
+        assert torch.equal(params[1], before) == (value != value)
+
+
+class Foreign(Direction):
+    """Its decision calls torch, which kernels cannot trace."""
+
+    scope: str = choice(default="tensor", others=())
+    s = number(0.0, key="size")
+
+    def look(self, x: Any) -> Any:
+        return dot(x.g, x.g)
+
+    def decide(self, c: Any, gg: Any) -> None:
+        c.s = torch.sqrt(torch.as_tensor(gg))
+
+    def unit(self, x: Any) -> Any:
+        return x.g / (1 + x.s)
+
+
+def test_a_decision_that_calls_torch_takes_two_passes() -> None:
+    results = []
+    for execution in ("native", "reference"):
+        p = torch.nn.Parameter(torch.ones(30))
+        optimizer = untuned.compose([p], Foreign(), Fixed(0.1), execution=execution)
+        for _ in range(3):
+            p.grad = p.detach() * 2
+            optimizer.step()
+        results.append(p.detach())
+        if execution == "native":
+            assert launches(optimizer) == [2]
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["group", "model"])
+def test_decisions_about_several_tensors_take_two_passes(scope: str) -> None:
+    _, optimizer = run("tam", torch.float32, 1, execution="native")
+    assert launches(optimizer) == [1]
+    p = torch.nn.Parameter(torch.ones(30))
+    p.grad = torch.ones(30)
+    optimizer = untuned.TAM([p], lr=0.1, scope=scope, execution="native")
+    optimizer.step()
+    assert launches(optimizer) == [2]
