@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import compress, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any
@@ -27,6 +27,12 @@ def _is_distributed(t: Any) -> bool:
 def local(t: Any) -> torch.Tensor:
     """The shard of t on this process; t itself if it is not sharded."""
     return t.to_local() if _is_distributed(t) else t
+
+
+def in_one_block(x: torch.Tensor, others: Iterable[torch.Tensor]) -> bool:
+    """Whether the elements of x fill one block of memory, and those of the others lie in equal order."""
+    fills = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return fills and all(t.shape == x.shape and t.stride() == x.stride() for t in others)
 
 
 def sliced(t: torch.Tensor, every: int) -> torch.Tensor:

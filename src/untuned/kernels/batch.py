@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch._C._dynamo.guards import TensorGuards  # all that torch.compile checks of its inputs, in one call
 
-from untuned.core.buckets import Bucket, local
+from untuned.core.buckets import Bucket, in_one_block, local
 from untuned.kernels.program import Column
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Batch:
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
         self.kinds, self.addresses = None, list[list[int]]()
-        self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams, tensors]
+        self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams and size, tensors]
 
     def found(self) -> bool:
         """Look up the addresses of all streams; False if anything else about them is not as it was the last time.
@@ -65,7 +65,7 @@ class Batch:
                 moved = zip(streams[key], streams["p"], strict=True) if key not in "pg" and now != then else ()
                 if any((t.dtype, *_layout(t)) != (self.dtypes[key], *_layout(p)) for t, p in moved):
                     return False
-            self.addresses, self.pointers = addresses, np.array(addresses, dtype=np.uint64)
+            self.addresses, self.pointers = addresses, np.array([*addresses, self.sizes], dtype=np.uint64)
         return True
 
 
@@ -76,14 +76,11 @@ def _layout(t: torch.Tensor) -> tuple[Any, ...]:
 def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:
     """The dtypes of the streams if a kernel can take this tensor: in one block of memory each, in equal order."""
     x = local(p)
-    blocks = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
     held = {"p": p, "g": p.grad, **opt.state[p]}
     streams = [(key, local(held[key])) for key in keys]
-    same = all(
-        type(t) in _PLAIN and t.dtype in types and t.stride() == x.stride() and t.shape == x.shape and not t.is_neg()
-        for _, t in streams
-    )
-    return tuple((key, t.dtype) for key, t in streams) if x.numel() and blocks and same else None
+    known = all(type(t) in _PLAIN and t.dtype in types and not t.is_neg() for _, t in streams)
+    taken = x.numel() and known and in_one_block(x, (t for _, t in streams))
+    return tuple((key, t.dtype) for key, t in streams) if taken else None
 
 
 PER_TENSOR = {"t", "rho", "each", "each_before", "noise"}  # kinds of columns with a value for each tensor of a bucket

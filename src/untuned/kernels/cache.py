@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,8 @@ def _written(folder: Path, name: str, source: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.py"
     if not path.exists():
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            file.write(source)
-        os.chmod(temporary, 0o644)
+        temporary = path.with_suffix(f".{uuid.uuid4()}.tmp")
+        temporary.write_text(source)
         os.replace(temporary, path)
     return path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket, local
+from untuned.core.buckets import Bucket, in_one_block, local
 from untuned.core.frames import ElementFrame
 from untuned.core.place import Each
 
@@ -51,9 +51,7 @@ def _blocks(bucket: Bucket, i: int, every: int) -> list[slice] | list[None]:
     p, held = bucket.params[i], bucket.states[i]
     if every > 1 or bucket.device.type != "cpu" or p.numel() <= BLOCK:
         return [None]
-    x = local(p)
-    whole = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    streams = [local(t) for t in (p.grad, *held.values()) if t is not None and t.dim()]
-    if not whole or any(t.stride() != x.stride() or t.shape != x.shape for t in streams):
+    x, streams = local(p), [local(t) for t in (p.grad, *held.values()) if t is not None and t.dim()]
+    if not in_one_block(x, streams):
         return [None]
     return [slice(first, first + BLOCK) for first in range(0, x.numel(), BLOCK)]

@@ -9,9 +9,11 @@ a second launch, so equal steps give equal bits. The host waits for nothing, and
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -141,23 +143,9 @@ def _indented(depth: int, lines: list[str], **values: str) -> str:
     return "\n".join("    " * depth + line.format(**values) for line in lines)
 
 
-class Table:
-    """Numbers of the host on a device: sent when they change, without waiting, and anew into every captured graph."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
-        self.sent, self.tensor = [None], torch.empty(0)
-
-    def send(self, values: list[Any]) -> torch.Tensor:
-        if _capturing(self.device):  # later steps replace our tensor, but not the graph's
-            return _upload(values, self.dtype, self.device)
-        if values != self.sent:
-            self.sent, self.tensor = values, _upload(values, self.dtype, self.device)
-        return self.tensor
-
-
-def _upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+def _upload(values: bytes, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    memory = torch.frombuffer(bytearray(values), dtype=dtype)
+    return (memory.pin_memory() if device.type == "cuda" else memory).to(device, non_blocking=True)
 
 
 def _capturing(device: torch.device) -> bool:
@@ -173,10 +161,15 @@ class Call:
         self.function = compile_source(self.writer.source)
         counts = [triton.cdiv(n, CHUNK) for n in batch.sizes]
         chunks = [(t, c) for t, n in enumerate(counts) for c in range(n)]
-        self.chunks = _upload(chunks, torch.int32, batch.device)
-        self.first = _upload([0, *accumulate(counts)], torch.int32, batch.device)
-        self.pointers = next((c.pointers for c in batch.calls.values() if c), Table(torch.int64, batch.device))
-        self.floats = Table(torch.float64, batch.device)
+        # numbers of the host that stay from step to step are sent once, and anew into every captured graph
+        self.upload = next((c.upload for c in batch.calls.values() if c), lru_cache(maxsize=16)(_upload))
+        self.chunks = self._sent(chunks, np.int32).view(-1, 2)
+        self.first = self._sent([0, *accumulate(counts)], np.int32)
+
+    def _sent(self, values: Any, dtype: Any) -> torch.Tensor:
+        values, device = np.array(values, dtype=dtype), self.batch.device
+        upload = _upload if _capturing(device) else self.upload  # later steps replace our tensor, but not the graph's
+        return upload(values.tobytes(), getattr(torch, values.dtype.name), device)
 
     def _scalars(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """The flag and the scalars of every tensor, [tensors, columns]."""
@@ -185,7 +178,8 @@ class Call:
         for number, _, _ in self.batch.spans:
             flag = 1.0 if flags[number] is None else flags[number]
             values.append([flag, *(scalar(opt, self.batch.buckets[number], column) for column in self.writer.columns)])
-        sent = iter(self.floats.send([v for vs in values for v in vs if not isinstance(v, torch.Tensor)]).unbind())
+        floats = [v for vs in values for v in vs if not isinstance(v, torch.Tensor)]
+        sent = iter(self._sent([*floats, 0.0], np.float64).unbind())
         rows = []
         for vs, (_, members, here) in zip(values, self.batch.spans, strict=True):
             tensors = [v.to(self.batch.device, torch.float64) if torch.is_tensor(v) else next(sent) for v in vs]
@@ -195,9 +189,9 @@ class Call:
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        pointers = self.pointers.send([*self.batch.addresses, self.batch.sizes])  # [streams and size, tensors]
+        pointers = self._sent(self.batch.pointers, np.int64)
         scalars = self._scalars(opt, flags)
-        alignment = 1 if (self.batch.pointers % 16).any() else 16
+        alignment = 1 if (self.batch.pointers[:-1] % 16).any() else 16
         count = self.writer.count
         partial = scalars.new_empty((len(self.chunks), count))
         sums = scalars.new_empty((len(self.batch.params), count))
