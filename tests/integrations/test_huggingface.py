@@ -374,5 +374,6 @@ def test_a_killed_run_ends_as_one_without_a_break(runs: Path, name: str) -> None
 if __name__ == "__main__":
     if sys.argv[1] == "together":
         together(Path(sys.argv[2]))
+        kill_and_resume.leave()
     else:
         kill_and_resume.main(train)
