@@ -113,6 +113,20 @@ def test_a_group_at_rest_and_a_skipped_step_change_nothing() -> None:
         assert torch.equal(params[1], before) == (value != value)
 
 
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_without_skipping_bad_gradients_spoil_their_tensor_as_in_two_passes(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "ONE_PASS", limit)
+    params = [torch.nn.Parameter(torch.ones(50)) for _ in range(2)]
+    optimizer = untuned.TAM(params, lr=0.1, execution="native", skip_nonfinite=False)
+    params[0].grad, params[1].grad = torch.full((50,), float("nan")), torch.ones(50)
+    optimizer.step()
+    assert params[0].isnan().all()
+    torch.testing.assert_close(params[1].detach(), torch.full((50,), 0.95))
+    assert float(optimizer.state[params[0]]["cosine"]) == 0.0
+
+
 class Foreign(Direction):
     """Its decision calls torch, which kernels cannot trace."""
 

@@ -75,15 +75,15 @@ class NumbaWriter(Writer):
         lines = [*head, "for i in range(n):", *(f"    {line}" for line in body), *sums]
         self.source = _function(f"{name}(pointers, t, o, n, table, partial)", lines)
 
-    def decision(self, decided: dict[Column, Symbol]) -> str:
+    def decision(self, decided: dict[Column, Symbol], skips: bool) -> str:
         """A function that puts decided numbers into the table if they are finite; else the tensor keeps its own.
 
-        A tensor whose sums have overflown stays where it is.
+        skips: a tensor whose sums have overflown stays where it is.
         """
         values = {self.columns.index(column) + 1: self.value(q) for column, q in decided.items()}
         keep = [f"table[t, {j}] = {value} if abs({value}) < np.inf else table[t, {j}]" for j, value in values.items()]
-        rest = "table[t, 0] *= np.isfinite(partial).all()"
-        return _function("decide(t, table, partial)", [*self.head, *keep, rest])
+        stay = ["table[t, 0] *= np.isfinite(partial).all()"] if skips else []
+        return _function("decide(t, table, partial)", [*self.head, *keep, *stay, "return"])
 
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
@@ -131,11 +131,11 @@ def _run(function: Any, arguments: tuple[Any, ...], threads: int) -> None:
 class Call:
     """One program on one batch: a kernel call, and the memory it needs.
 
-    `then`: a second program, and the numbers it reads that decisions of single tensors make of the sums of the first,
-    as columns of the table. It follows tensor by tensor, while they are in the cache.
+    `then`: a second program; the numbers that decisions of single tensors make of the sums of the first, as columns of
+    the table; and whether tensors with bad sums are left out. It follows tensor by tensor, while they are in the cache.
     """
 
-    def __init__(self, program: Program, batch: Batch, then: tuple[Program, dict[Column, Symbol]] | None) -> None:
+    def __init__(self, program: Program, batch: Batch, then: tuple[Program, dict[Column, Symbol], bool] | None) -> None:
         self.batch, self.threads = batch, torch.get_num_threads()
         types = {key: TYPES[d] for key, d in batch.dtypes.items()}
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(batch.sizes) for o in range(0, n, CHUNK)]
@@ -148,7 +148,7 @@ class Call:
         if then:
             second = NumbaWriter(then[0], types, self.columns, "chunk_then")
             read = {column: value for column, value in then[1].items() if column in self.columns}
-            decision = NumbaWriter(Program({}, [], {}), types, self.columns).decision(read)
+            decision = NumbaWriter(Program({}, [], {}), types, self.columns).decision(read, then[2])
             source, functions, stores = source + _THEN, functions + second.source + decision, stores | {*second.stores}
             dealt = np.argsort(batch.sizes)  # each thread takes one stretch of the pieces: they are to be of equal size
             order = np.concatenate([dealt[i :: self.threads] for i in range(self.threads)])

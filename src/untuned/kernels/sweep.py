@@ -180,7 +180,7 @@ class Tensors:
             exact = COMPENSATION in batch.dtypes
             program, then = self._program(opt, sweep, exact), None
             if batch.one_pass and sweep.then:
-                then = self._program(opt, sweep.then[0], exact), sweep.then[1]
+                then = self._program(opt, sweep.then[0], exact), sweep.then[1], opt.skip_nonfinite
                 batch.calls[sweep.then[0], self.zeros] = None
             batch.calls[key] = batch.kernels.Call(program, batch, then) if program.stores or program.sums else None
         return batch.calls[key]
