@@ -9,7 +9,9 @@ from test_native import difference, run, start
 import untuned
 from untuned.core.declare import choice, number
 from untuned.core.parts import Direction
-from untuned.core.place import dot
+from untuned.core.place import cbrt, dot, maximum, minimum, sqrt
+from untuned.directions import SNGM, TAM, AdaTAM
+from untuned.iterates import ScheduleFree
 from untuned.kernels import native
 from untuned.step_sizes import Fixed
 
@@ -127,34 +129,75 @@ def test_without_skipping_bad_gradients_spoil_their_tensor_as_in_two_passes(
     assert float(optimizer.state[params[0]]["cosine"]) == 0.0
 
 
-class Foreign(Direction):
-    """Its decision calls torch, which kernels cannot trace."""
+class Deciding(Direction):
+    """Its decision is one of those below."""
 
+    rule: str = choice(default="", others=("swaps", "keeps", "drops", "small", "torch", "touched"))
     scope: str = choice(default="tensor", others=())
-    s = number(0.0, key="size")
+    s = number(0.5, key="size")
+    q = number(0.25, key="other_size")
 
     def look(self, x: Any) -> Any:
         return dot(x.g, x.g)
 
     def decide(self, c: Any, gg: Any) -> None:
+        getattr(self, self.rule)(c, gg)
+
+    def swaps(self, c: Any, gg: Any) -> None:
+        c.s, c.q = c.q, c.s
+
+    def keeps(self, c: Any, gg: Any) -> None:
+        c.s = gg / (gg - gg)  # is not finite, and so not written
+        c.q = c.s + 1
+
+    def drops(self, c: Any, gg: Any) -> None:
+        c.s = minimum(0.1, sqrt(-gg))  # NaN, and so not written
+        c.q = maximum(sqrt(-gg), 0.1)
+
+    def small(self, c: Any, gg: Any) -> None:
+        c.s = 1e14 * cbrt(gg * 1e-45)
+
+    def torch(self, c: Any, gg: Any) -> None:
         c.s = torch.sqrt(torch.as_tensor(gg))
 
+    def touched(self, c: Any, gg: Any) -> None:
+        c.s = 1.0 + c.touched
+
     def unit(self, x: Any) -> Any:
-        return x.g / (1 + x.s)
+        return x.s * x.g + x.q
 
 
-def test_a_decision_that_calls_torch_takes_two_passes() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", ["swaps", "keeps", "drops", "small", "torch", "touched"])
+def test_a_decision_in_a_kernel_is_the_one_of_the_engine(rule: str, dtype: torch.dtype) -> None:
     results = []
     for execution in ("native", "reference"):
-        p = torch.nn.Parameter(torch.ones(30))
-        optimizer = untuned.compose([p], Foreign(), Fixed(0.1), execution=execution)
+        params = [torch.nn.Parameter(torch.linspace(0.1, 1, size, dtype=dtype)) for size in (9, 30)]
+        optimizer = untuned.compose(params, Deciding(rule=rule), Fixed(0.1), execution=execution)
         for _ in range(3):
+            for p in params:
+                p.grad = p.detach() * 2
+            optimizer.step()
+        held = [optimizer.state[p][key].reshape(1).double() for p in params for key in ("size", "other_size")]
+        results.append(torch.cat([p.detach().double() for p in params] + held))
+        if execution == "native":  # what calls torch cannot be traced
+            assert launches(optimizer) == [2 if rule == "torch" else 1]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-6 if dtype == torch.float32 else 0)
+    if rule == "swaps":
+        assert results[1][-2:].tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("direction", [TAM(), AdaTAM(), SNGM(scope="tensor")])
+def test_a_second_sweep_that_only_decides_is_not_part_of_the_pass(direction: Direction) -> None:
+    results = []
+    for execution in ("native", "reference"):
+        p = torch.nn.Parameter(torch.linspace(0.1, 1, 30, dtype=torch.float64))
+        optimizer = untuned.compose([p], direction, Fixed(0.1), ScheduleFree(), execution=execution)
+        for _ in range(5):
             p.grad = p.detach() * 2
             optimizer.step()
         results.append(p.detach())
-        if execution == "native":
-            assert launches(optimizer) == [2]
-    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("scope", ["group", "model"])

@@ -556,6 +556,7 @@ class Optimizer(torch.optim.Optimizer):
                     added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                     here = (column if keep else next(added) for column, keep in columns)
                     getattr(part, verb)(frame.place(role), *here)
+                    frame.commit()
 
     def _added(self, frame: ScalarFrame, local: list[Any]) -> Iterator[Any]:
         """Sums over this process's tensors, added over the ranks if each holds others: in one collective."""

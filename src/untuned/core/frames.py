@@ -99,9 +99,8 @@ class ElementFrame(Frame):
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.opt.before.get(id(self.bucket.group["params"]), self.bucket.group)[declared.key].to(
-                self.bucket.device
-            )
+            before = self.opt.before.get(id(self.bucket.group["params"]), self.bucket.group)
+            return before[declared.key].to(self.bucket.device)
         return self.bucket.before[declared.key][self.i] if self.bucket.before else self.state[declared.key]
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
@@ -162,7 +161,7 @@ class ScalarFrame(Frame):
 
     def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
-        self.opt, self.scope, self.buckets = opt, part.scope, buckets
+        self.opt, self.scope, self.buckets, self.fresh = opt, part.scope, buckets, dict[str, Any]()
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (opt.device, *(b.device for b in buckets)))
         self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
         self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
@@ -172,7 +171,7 @@ class ScalarFrame(Frame):
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.seen(self.group[declared.key])
+            return self.fresh.get(declared.key, self.seen(self.group[declared.key]))
         held = self._per_tensor(declared.key)
         if self.scope == "model" and any(isinstance(b.group["lr"], torch.Tensor) for b in self.buckets):
             held = where(self.on_rows, held, 0.0)  # a tensor that rests is not in the model
@@ -208,26 +207,31 @@ class ScalarFrame(Frame):
         return super().public(name)
 
     def _per_tensor(self, key: str) -> Any:
-        return self.seen(joined([b.numbers[key].to(self.opt.device) for b in self.buckets]))
+        held = self.fresh.get(key)
+        return self.seen(joined([b.numbers[key].to(self.opt.device) for b in self.buckets])) if held is None else held
 
     def write(self, part: Part, name: str, value: Any) -> None:
-        declared = part.letters.get(name)
-        if not isinstance(declared, Number):
-            raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")
+        key = self.written(part, name, Number)
         value = np.asarray(value, dtype=np.float64) if self.in_numpy else number_from(value, self.opt.device)
         # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
         good = abs(value) < math.inf
-        if part.per_tensor(declared):
-            old, on = self._per_tensor(declared.key), self.on_rows
+        if key in self.buckets[0].numbers:
+            old, on = self._per_tensor(key), self.on_rows
             on = on if on is True else on.reshape(-1, *[1] * (old.ndim - 1))
-            value, first = where(on & good, value, old), 0
-            for b in self.buckets:
-                self.seen(b.numbers[declared.key])[...] = value[first : (first := first + len(b.params))]
-            return
-        held = self.seen(self.group[declared.key])
-        held[...] = where(self.on & good.all(), value, held)
-        for group in self.opt.param_groups if self.scope == "model" else [self.group]:
-            group[declared.key] = self.group[declared.key]
+            self.fresh[key] = where(on & good, value, old)
+        else:
+            self.fresh[key] = where(self.on & good.all(), value, self.read(part, name))
+
+    def commit(self) -> None:
+        """Change the numbers, in place; until then what the decision has read stays as it was."""
+        for key, value in self.fresh.items():
+            first = 0
+            for b in self.buckets if key in self.buckets[0].numbers else ():
+                self.seen(b.numbers[key])[...] = value[first : (first := first + len(b.params))]
+            if not first:
+                self.seen(self.group[key])[...] = value
+                for group in self.opt.param_groups if self.scope == "model" else ():
+                    group[key] = self.group[key]
 
 
 class DryFrame(Frame):
@@ -254,5 +258,4 @@ class DryFrame(Frame):
         return torch.zeros(1, dtype=torch.int64) if name == "ids" else self.ones(1)
 
     def write(self, part: Part, name: str, value: Any) -> None:
-        if not isinstance(part.letters.get(name), Number):
-            raise AttributeError(f"{part.name}: c.{name} is not one of its numbers, so it cannot be written.")
+        self.written(part, name, Number)

@@ -82,14 +82,15 @@ class Frame:
     def write(self, part: Part, name: str, value: Any) -> None:
         raise AttributeError(f"{part.name}: x.{name} cannot be written here.")
 
-    def written(self, part: Part, name: str) -> str:
-        """The key of what a verb writes to."""
-        letter = part.letters.get(name)
-        if isinstance(letter, Slot):
+    def written(self, part: Part, name: str, kind: type[Slot] | type[Number] = Slot) -> str:
+        """The key of what a verb writes to; a decision writes numbers."""
+        letter, place = part.letters.get(name), "x" if kind is Slot else "c"
+        if isinstance(letter, kind):
             return letter.key
-        if name == "p" and part is self.parts["iterate"]:
+        if name == "p" and kind is Slot and part is self.parts["iterate"]:
             return "p"
-        raise AttributeError(f"{part.name}: x.{name} is not one of its slots, so it cannot be written.")
+        kinds = f"{kind.__name__.lower()}s"
+        raise AttributeError(f"{part.name}: {place}.{name} is not one of its {kinds}, so it cannot be written.")
 
     def total(self, local: Any) -> Any:
         """A sum over this process's tensors, added over the ranks if each holds others."""

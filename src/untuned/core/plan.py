@@ -86,7 +86,7 @@ def decided_in_numpy(parts: dict[str, Any]) -> set[str]:
     """The roles whose decisions need no function of torch's."""
     found: set[str] = set()
     for role in parts:
-        with contextlib.suppress(TypeError, AttributeError):
+        with contextlib.suppress(TypeError, AttributeError), np.errstate(all="ignore"):
             _dry_run(parts, role, np.ones)
             found.add(role)
     return found

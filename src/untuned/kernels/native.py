@@ -25,7 +25,9 @@ CHUNK = 2**17  # elements: an eighth of it costs 1 to 2 % more, and there are en
 ONE_PASS = 2**22  # elements of a tensor: above it the second program finds nothing in the cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", "min": "min({0}, {1})", "max": "max({0}, {1})"}
+_TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}"}
+for _name, _sign in (("min", "<"), ("max", ">")):  # of NaN and a number NaN, as in torch
+    _TEMPLATES[_name] = f"{{0}} if ({{0}} {_sign} {{1}}) | ({{0}} != {{0}}) else {{1}}"
 
 _SOURCE = """\
 from math import sqrt
@@ -76,14 +78,11 @@ class NumbaWriter(Writer):
         self.source = _function(f"{name}(pointers, t, o, n, table, partial)", lines)
 
     def decision(self, decided: dict[Column, Symbol], skips: bool) -> str:
-        """A function that puts decided numbers into the table if they are finite; else the tensor keeps its own.
-
-        skips: a tensor whose sums have overflown stays where it is.
-        """
+        """A function that puts decided numbers into the table; `skips`: a tensor whose sums overflow stays as it is."""
         values = {self.columns.index(column) + 1: self.value(q) for column, q in decided.items()}
-        keep = [f"table[t, {j}] = {value} if abs({value}) < np.inf else table[t, {j}]" for j, value in values.items()]
+        lines = [f"table[t, {j}] = {value}" for j, value in values.items()]
         stay = ["table[t, 0] *= np.isfinite(partial).all()"] if skips else []
-        return _function("decide(t, table, partial)", [*self.head, *keep, *stay, "return"])
+        return _function("decide(t, table, partial)", [*self.head, *lines, *stay, "return"])
 
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
@@ -99,7 +98,7 @@ class NumbaWriter(Writer):
             bits = [f"b{args[0]} = bits_of(np.float32({args[0]}))"] if self.dtypes["p"] == "bfloat16" else []
             self.body += bits  # a store of it takes these
             return f"float_of(b{args[0]})" if bits else f"T(np.{self.dtypes['p']}({args[0]}))"
-        if q.op == "cbrt" and self.arithmetic == "float64":
+        if q.op == "cbrt" and (q.flat or self.arithmetic == "float64"):
             return f"{args[0]} ** (1 / 3)"
         usual = f"({{0}}) {q.op} ({{1}})" if len(args) == 2 else f"{q.op}({{0}})"
         return _TEMPLATES.get(q.op, usual).format(*args)

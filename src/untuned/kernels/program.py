@@ -231,14 +231,16 @@ class _Decision(TraceFrame):
         return self.fresh[declared.key] if declared.key in self.fresh else super().number(part, declared)
 
     def write(self, part: Part, name: str, value: Any) -> None:
-        self.fresh[part.letters[name].key] = Symbol.lift(value)
+        key, value = self.written(part, name, Number), Symbol.lift(value)
+        finite = value.call("<", value.call("abs", value), float("inf"))
+        self.fresh[key] = value.call("where", finite, value, self.read(part, name))
 
 
 def decision(opt: Optimizer, deciders: Verbs, program: Program) -> dict[Column, Symbol] | None:
     """What decisions make of the sums of a program, as columns of a table; None unless each is of one tensor alone."""
     sums = iter(range(len(program.sums)))
     given = {role: [Symbol("sum", next(sums)) for _ in flags] for role, flags in program.apart.items()}
-    frame = _Decision(opt)
+    frame = _Decision(opt, frozenset({"touched"}))  # what reads it sums up where it lands
     if not deciders or any(opt.parts[role].scope != "tensor" for role, _ in deciders):
         return None
     with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides

@@ -74,7 +74,8 @@ def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, Verbs]]:
     if len(ahead) < len(DECAYS):
         found = [(_of_verbs(opt, v, v), d) for v, d in plan]
         for (one, deciders), (two, _) in itertools.pairwise(found):
-            if one.count and not two.count and (decided := decision(opt, deciders, one.program(opt, frozenset()))):
+            first, second = (sweep.program(opt, frozenset()) for sweep in (one, two))
+            if first.sums and second.stores and not second.sums and (decided := decision(opt, deciders, first)):
                 one.then = two, decided
         return found
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]

@@ -31,7 +31,7 @@ def describe(opt: Optimizer) -> str:
         title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
         when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][0][1]
         if any(before.then and before.then[0] is sweep for before in opt._tensors.sweeps):
-            when = ", on a CPU for one tensor after the other, while sweep 1 has it in the cache"
+            when = ", on a CPU for one tensor after the other, while the sweep before has it in the cache"
         what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
         program = Text(sweep.program(opt, zero))
         found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
