@@ -2,7 +2,8 @@
 
 A part offers a verb by having it; the engine plans the sweeps from the verbs it finds. Nothing here is overridden:
 a part is abstract (these classes) or final (a method's class). Verbs use the functions of `untuned.core.place`, since
-what they see are tensors, symbols or, in `decide`, NumPy's numbers.
+what they see are tensors, symbols or, in `decide`, also NumPy's numbers. What `decide` has read stays as it was when
+it writes.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
