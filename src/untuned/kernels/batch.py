@@ -5,7 +5,6 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch._C._dynamo.guards import TensorGuards  # all that torch.compile checks of its inputs, in one call
 
@@ -39,7 +38,7 @@ class Batch:
             members = slice(None) if len(rows) == len(bucket.params) else index
             self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
         self.kinds, self.addresses = None, list[list[int]]()
-        self.pointers = np.empty((0, 0), dtype=np.uint64)  # [streams and size, tensors]
+        self.pointers: Any = None  # as the kernels take them, made of [streams and size, tensors]
 
     def found(self) -> bool:
         """Look up the addresses of all streams; False if anything else about them is not as it was the last time.
@@ -65,7 +64,7 @@ class Batch:
                 moved = zip(streams[key], streams["p"], strict=True) if key not in "pg" and now != then else ()
                 if any((t.dtype, *_layout(t)) != (self.dtypes[key], *_layout(p)) for t, p in moved):
                     return False
-            self.addresses, self.pointers = addresses, np.array([*addresses, self.sizes], dtype=np.uint64)
+            self.addresses, self.pointers = addresses, self.kernels.pointers([*addresses, self.sizes])
         return True
 
 

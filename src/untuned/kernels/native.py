@@ -20,8 +20,9 @@ from untuned.kernels.writer import Writer
 if TYPE_CHECKING:
     from untuned.core.engine import Optimizer
 
+Then = tuple[Program, dict[Column, Symbol], bool]
 _ONE_AT_A_TIME = threading.Lock()
-CHUNK = 2**17  # elements: an eighth of it costs 1 to 2 % more, and there are enough chunks to share out
+CHUNK = 2**17  # elements: few enough beginnings, and enough chunks to share out
 ONE_PASS = 2**22  # elements of a tensor: above it the second program finds nothing in the cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
@@ -104,6 +105,10 @@ class NumbaWriter(Writer):
         return _TEMPLATES.get(q.op, usual).format(*args)
 
 
+def pointers(rows: list[list[int]]) -> np.ndarray:
+    return np.array(rows, dtype=np.uint64)
+
+
 def numbers_of(t: torch.Tensor) -> np.ndarray:
     """The memory of a small tensor: no operation is dispatched, unless it is on a GPU or in bfloat16."""
     return (t.double() if t.is_cuda or t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
@@ -134,7 +139,7 @@ class Call:
     the table; and whether tensors with bad sums are left out. It follows tensor by tensor, while they are in the cache.
     """
 
-    def __init__(self, program: Program, batch: Batch, then: tuple[Program, dict[Column, Symbol], bool] | None) -> None:
+    def __init__(self, program: Program, batch: Batch, then: Then | None = None) -> None:
         self.batch, self.threads = batch, torch.get_num_threads()
         types = {key: TYPES[d] for key, d in batch.dtypes.items()}
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(batch.sizes) for o in range(0, n, CHUNK)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import traceback
 from collections.abc import Iterable, Sequence
@@ -236,13 +237,13 @@ class _Decision(TraceFrame):
         self.fresh[key] = value.call("where", finite, value, self.read(part, name))
 
 
-def decision(opt: Optimizer, deciders: Verbs, program: Program) -> dict[Column, Symbol] | None:
-    """What decisions make of the sums of a program, as columns of a table; None unless each is of one tensor alone."""
-    sums = iter(range(len(program.sums)))
-    given = {role: [Symbol("sum", next(sums)) for _ in flags] for role, flags in program.apart.items()}
-    frame = _Decision(opt, frozenset({"touched"}))  # what reads it sums up where it lands
+def decision(opt: Optimizer, deciders: Verbs, apart: dict[str, list[bool]]) -> dict[Column, Symbol] | None:
+    """What decisions make of the sums of a sweep, as columns of a table; None unless each is of one tensor alone."""
     if not deciders or any(opt.parts[role].scope != "tensor" for role, _ in deciders):
         return None
+    sums = itertools.count()
+    given = {role: [Symbol("sum", next(sums)) for _ in flags] for role, flags in apart.items()}
+    frame = _Decision(opt, frozenset({"touched"}))  # what reads it sums up where it lands
     with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides
         for role, verb in deciders:
             getattr(opt.parts[role], verb)(frame.place(role), *given.get(role, []))

@@ -74,9 +74,8 @@ def of_plan(opt: Optimizer, plan: Plan) -> list[tuple[Sweep, Verbs]]:
     if len(ahead) < len(DECAYS):
         found = [(_of_verbs(opt, v, v), d) for v, d in plan]
         for (one, deciders), (two, _) in itertools.pairwise(found):
-            first, second = (sweep.program(opt, frozenset()) for sweep in (one, two))
-            if first.sums and second.stores and not second.sums and (decided := decision(opt, deciders, first)):
-                one.then = two, decided
+            if one.count and not two.count and (decided := decision(opt, deciders, one.apart)):
+                one.then = (two, decided) if two.program(opt, frozenset()).stores else None
         return found
     found = [(_of_verbs(opt, v, v), d) for v, d in first[:-1]]
     changed, whole = ahead[0][1], [*verbs, *MOVE]
@@ -179,11 +178,11 @@ class Tensors:
         key = sweep, self.zeros
         if key not in batch.calls:
             exact = COMPENSATION in batch.dtypes
-            program, then = self._program(opt, sweep, exact), None
+            program, then = self._program(opt, sweep, exact), ()
             if batch.one_pass and sweep.then:
-                then = self._program(opt, sweep.then[0], exact), sweep.then[1], opt.skip_nonfinite
+                then = ((self._program(opt, sweep.then[0], exact), sweep.then[1], opt.skip_nonfinite),)
                 batch.calls[sweep.then[0], self.zeros] = None
-            batch.calls[key] = batch.kernels.Call(program, batch, then) if program.stores or program.sums else None
+            batch.calls[key] = batch.kernels.Call(program, batch, *then) if program.stores or program.sums else None
         return batch.calls[key]
 
     def run(self, opt: Optimizer, sweep: Sweep, buckets: list[Bucket]) -> list[torch.Tensor]:

@@ -143,6 +143,12 @@ def _indented(depth: int, lines: list[str], **values: str) -> str:
     return "\n".join("    " * depth + line.format(**values) for line in lines)
 
 
+def pointers(rows: list[list[int]]) -> tuple[bytes, int]:
+    """The table, and by how many bytes all addresses can be divided."""
+    table = np.array(rows, dtype=np.int64)
+    return table.tobytes(), 1 if (table[:-1] % 16).any() else 16
+
+
 def _upload(values: bytes, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     memory = torch.frombuffer(bytearray(values), dtype=dtype)
     return (memory.pin_memory() if device.type == "cuda" else memory).to(device, non_blocking=True)
@@ -155,21 +161,21 @@ def _capturing(device: torch.device) -> bool:
 class Call:
     """One program on one batch: what its launches need, and what stays from step to step."""
 
-    def __init__(self, program: Program, batch: Batch, then: None) -> None:
+    def __init__(self, program: Program, batch: Batch) -> None:
         self.batch = batch
         self.writer = TritonWriter(program, {key: TYPES[d] for key, d in batch.dtypes.items()})
         self.function = compile_source(self.writer.source)
         counts = [triton.cdiv(n, CHUNK) for n in batch.sizes]
-        chunks = [(t, c) for t, n in enumerate(counts) for c in range(n)]
+        chunks = np.array([(t, c) for t, n in enumerate(counts) for c in range(n)], dtype=np.int32)
         # numbers of the host that stay from step to step are sent once, and anew into every captured graph
         self.upload = next((c.upload for c in batch.calls.values() if c), lru_cache(maxsize=16)(_upload))
-        self.chunks = self._sent(chunks, np.int32).view(-1, 2)
-        self.first = self._sent([0, *accumulate(counts)], np.int32)
+        self.chunks = self._sent(chunks.tobytes(), torch.int32).view(-1, 2)
+        self.first = self._sent(np.array([0, *accumulate(counts)], dtype=np.int32).tobytes(), torch.int32)
 
-    def _sent(self, values: Any, dtype: Any) -> torch.Tensor:
-        values, device = np.array(values, dtype=dtype), self.batch.device
-        upload = _upload if _capturing(device) else self.upload  # later steps replace our tensor, but not the graph's
-        return upload(values.tobytes(), getattr(torch, values.dtype.name), device)
+    def _sent(self, values: bytes, dtype: torch.dtype) -> torch.Tensor:
+        # later steps replace our tensor, but not the graph's
+        upload = _upload if _capturing(self.batch.device) else self.upload
+        return upload(values, dtype, self.batch.device)
 
     def _scalars(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """The flag and the scalars of every tensor, [tensors, columns]."""
@@ -179,7 +185,7 @@ class Call:
             flag = 1.0 if flags[number] is None else flags[number]
             values.append([flag, *(scalar(opt, self.batch.buckets[number], column) for column in self.writer.columns)])
         floats = [v for vs in values for v in vs if not isinstance(v, torch.Tensor)]
-        sent = iter(self._sent([*floats, 0.0], np.float64).unbind())
+        sent = iter(self._sent(np.array([*floats, 0.0]).tobytes(), torch.float64).unbind())
         rows = []
         for vs, (_, members, here) in zip(values, self.batch.spans, strict=True):
             tensors = [v.to(self.batch.device, torch.float64) if torch.is_tensor(v) else next(sent) for v in vs]
@@ -189,9 +195,9 @@ class Call:
 
     def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        pointers = self._sent(self.batch.pointers, np.int64)
+        table, alignment = self.batch.pointers
+        pointers = self._sent(table, torch.int64)
         scalars = self._scalars(opt, flags)
-        alignment = 1 if (self.batch.pointers[:-1] % 16).any() else 16
         count = self.writer.count
         partial = scalars.new_empty((len(self.chunks), count))
         sums = scalars.new_empty((len(self.batch.params), count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 from untuned.kernels.program import LEAVES, Column, Program, Symbol
@@ -9,7 +10,7 @@ from untuned.kernels.program import LEAVES, Column, Program, Symbol
 _CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
 
 
-class Writer:
+class Writer(abc.ABC):
     """The lines of one program for one combination of dtypes, and what they need to know.
 
     `keys` are the rows of the table of addresses; `columns` become those of the table of scalars, which programs may
@@ -42,8 +43,8 @@ class Writer:
         self.at_random = {key for key in stores if program.at_random and dtypes[key] == "bfloat16"}
         self.head += [self.seed.format(self.column(("noise", "noise", None)))] if self.at_random else []
 
-    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def expression(self, q: Symbol, args: tuple[Any, ...]) -> str: ...
 
     def stream(self, key: str) -> str:
         row = self.keys.index(key)
