@@ -48,7 +48,6 @@ def test_the_order_of_verbs_and_decisions() -> None:
     accumulate, move = ("direction", "accumulate"), ("iterate", "move")
     measures = [("step_size", "measure"), ("iterate", "measure")]
     by_rule, by_iterate = ("step_size", "decide"), ("iterate", "decide")
-    landing = ([move, ("step_size", "land")], [("step_size", "settle")])
     assert planned(direction=Gradient()) == [([move], [])]
     assert planned() == [([accumulate, move], [])]
     assert planned(iterate=ScheduleFree()) == [([], [by_iterate]), ([accumulate, move], [])]
@@ -56,12 +55,12 @@ def test_the_order_of_verbs_and_decisions() -> None:
         ([accumulate, measures[0]], [by_rule, by_iterate]),
         ([move], []),
     ]
-    assert planned(step_size=MoMo()) == [([accumulate, measures[0]], [by_rule]), landing]
+    assert planned(step_size=MoMo()) == [([accumulate, measures[0]], [by_rule]), ([move], [])]
     assert planned(iterate=Mechanic()) == [([accumulate, measures[1]], [by_iterate]), ([move], [])]
     assert planned(step_size=MoMo(), iterate=Mechanic()) == [  # whose measure needs the size that MoMo decides
         ([accumulate, measures[0]], [by_rule]),
         ([measures[1]], [by_iterate]),
-        landing,
+        ([move], []),
     ]
     assert planned(direction=untuned.directions.TAM(), step_size=Prodigy()) == [
         ([("direction", "look")], [("direction", "decide")]),

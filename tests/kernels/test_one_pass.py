@@ -119,7 +119,7 @@ def test_without_skipping_bad_gradients_spoil_their_tensor_as_in_two_passes(
 class Deciding(Direction):
     """Its decision is one of those below."""
 
-    rule: str = choice(default="", others=("swaps", "keeps", "drops", "small", "torch", "touched"))
+    rule: str = choice(default="", others=("swaps", "keeps", "drops", "small", "torch"))
     scope: str = choice(default="tensor", others=())
     s = number(0.5, key="size")
     q = number(0.25, key="other_size")
@@ -147,15 +147,12 @@ class Deciding(Direction):
     def torch(self, c: Any, gg: Any) -> None:
         c.s = torch.sqrt(torch.as_tensor(gg))
 
-    def touched(self, c: Any, gg: Any) -> None:
-        c.s = 1.0 + c.touched
-
     def unit(self, x: Any) -> Any:
         return x.s * x.g + x.q
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rule", ["swaps", "keeps", "drops", "small", "torch", "touched"])
+@pytest.mark.parametrize("rule", ["swaps", "keeps", "drops", "small", "torch"])
 def test_a_decision_in_a_kernel_is_the_one_of_the_engine(rule: str, dtype: torch.dtype) -> None:
     results = []
     for execution in ("native", "reference"):

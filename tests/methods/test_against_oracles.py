@@ -319,33 +319,44 @@ def shaken(x, k):
     return problem(x, k)
 
 
+def in_place(p, x):
+    with torch.no_grad():
+        p.copy_(x)
+
+
+def by_numpy(p, x):
+    p.detach().numpy()[...] = x.numpy()
+
+
+CHANGES = {
+    "in place": in_place,
+    "data": lambda p, x: p.data.copy_(x),
+    "new data": lambda p, x: setattr(p, "data", x.clone()),
+    "numpy": by_numpy,
+    "vector": lambda p, x: torch.nn.utils.vector_to_parameters(x.flatten(), [p]),
+}
+
+
 @pytest.mark.parametrize("execution", ["native", "reference"])
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"use_fstar": True}], ids=str)
 @pytest.mark.parametrize("name", ["momo", "momo_adam"])
-def test_momo_sees_that_its_weights_were_changed(name, options, execution):
-    """It follows <m, x> by its own steps and reads x again after an outside change, which version counters show."""
+@pytest.mark.parametrize("change", CHANGES)
+def test_momo_takes_weights_as_they_are_whoever_changed_them(change, name, options, execution):
+    """Most of these ways leave no trace: no version counter shows them."""
     bare = options | {"lr": 50.0} if name == "momo" else options
     iterates, _ = getattr(oracles, name)(START, shaken, STEPS, **bare)
     params = [torch.nn.Parameter(torch.tensor(x)) for x in START]
     optimizer = untuned.create(params, name, execution=execution, **bare)
-    touched = []
     for k, wanted in enumerate(iterates, start=1):
-        with torch.no_grad():
-            if k in (4, 5, 11):
-                params[0].mul_(0.5)
-                params[2].add_(0.25)
-            if k == 8:  # as one does to evaluate averaged weights
-                before = params[1].clone()
-                params[1].zero_()
-                params[1].copy_(before)
+        if k in (4, 5, 11):
+            CHANGES[change](params[0], 0.5 * params[0].detach())
+            CHANGES[change](params[2], 0.25 + params[2].detach())
         loss, grads = problem([p.detach().numpy() for p in params], k)
         for p, g in zip(params, grads, strict=True):
             p.grad = torch.tensor(g)
         optimizer.step(loss=loss)
-        touched += [k] if optimizer.touched else []
         for p, x in zip(params, wanted, strict=True):
             assert torch.allclose(p.detach(), torch.tensor(x), rtol=1e-10, atol=1e-12)
-    assert touched == [4, 5, 8, 11]
 
 
 def pulled(params, change, bad_at=None, save_at=None, by="load", execution="native", lr=1e-2):
@@ -403,11 +414,6 @@ def test_momo_takes_a_change_in_though_the_next_step_is_skipped(execution):
                 params[0].mul_(0.5)
 
     for bad_at in (None, 4):
-        optimizer, params = pulled(two(), halve, bad_at, execution=execution)
-        held = optimizer.state[params[0]]
-        assert held["mx"].item() == pytest.approx(
-            (held["momentum_buffer"] * params[0].detach()).sum().item(), rel=1e-12
-        )
         replayed, m, G = two(), 0.0, 0.0
         other = untuned.MoMo(replayed, lr=1e-2, execution=execution)
         taken = 0
@@ -415,40 +421,14 @@ def test_momo_takes_a_change_in_though_the_next_step_is_skipped(execution):
             loss = sum(((p - 1) ** 2).sum() for p in replayed)
             other.zero_grad()
             loss.backward()
-            x, g = replayed[0].detach().clone(), replayed[0].grad.clone()
+            before, g = replayed[0].detach().clone(), replayed[0].grad.clone()
             if k == bad_at:
                 replayed[1].grad.fill_(torch.nan)
             else:
                 keep, taken = 0.9 if taken else 0.0, taken + 1
-                m, G = keep * m + (1 - keep) * g, keep * G + (1 - keep) * (g * x).sum()
+                m, G = keep * m + (1 - keep) * g, keep * G + (1 - keep) * (g * before).sum()
+                x = before
             other.step(loss=loss.detach())
             halve(replayed, k)
-        E = (m * replayed[0].detach()).sum() - G
+        E = (m * x).sum() - G  # at the weights of the last gradient
         assert other.state[replayed[0]]["model_offset"].item() == pytest.approx(E.item(), rel=1e-10)
-
-
-def test_a_changed_weight_arranges_nothing_anew():
-    params = two()
-    optimizer = untuned.MoMo(params)
-    seen = []
-    for k in range(6):
-        for p in params:
-            p.grad = torch.ones_like(p)
-        if k % 2:
-            with torch.no_grad():
-                params[0].mul_(0.9)
-        optimizer.step(loss=1.0)
-        seen.append((id(optimizer._arranged[1]), optimizer.touched))
-    assert [touched for _, touched in seen] == [False, True, False, True, False, True]
-    assert len({arranged for arranged, _ in seen}) == 1
-
-
-def test_a_change_through_data_is_not_seen_by_momo():
-    """The documented limit: the model then goes on as if it had moved along."""
-    p = torch.nn.Parameter(torch.ones(2))
-    optimizer = untuned.MoMo([p])
-    for _ in range(2):
-        p.grad = torch.ones(2)
-        optimizer.step(loss=1.0)
-        p.data.mul_(0.5)
-    assert not optimizer.touched

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import compress, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any
@@ -70,7 +70,6 @@ class Bucket:
     positions: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # among all parameters
     noise: torch.Tensor | None = None  # for each tensor, what the random bits of this step follow from
     begun: bool = False  # whether the start-point slots of all are filled
-    versions: list[int] = dataclasses.field(default_factory=list)  # of the parameters, after their last step
 
 
 def check_gradient(name: str, p: Any) -> None:
@@ -86,7 +85,6 @@ def check_gradient(name: str, p: Any) -> None:
 
 
 _gradient = attrgetter("grad")
-version: Callable[[torch.Tensor], int] = attrgetter("_version")
 Live = tuple[list[torch.Tensor], list[torch.Tensor]]  # parameters and their gradients
 
 

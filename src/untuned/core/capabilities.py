@@ -24,7 +24,7 @@ WORDS = {
     "modes": "holds different points in training and in evaluation",
 }
 RESERVED_STATE = {"step", "rho"}
-RESERVED_GROUP = {"params", "param_names", "steps", "skipped", "training", "method", "touched", "initial_lr"}
+RESERVED_GROUP = {"params", "param_names", "steps", "skipped", "training", "method", "initial_lr"}
 
 
 def check(parts: dict[str, Any]) -> None:

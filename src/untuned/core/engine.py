@@ -20,9 +20,9 @@ import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, rounding, state, totals
-from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part, version
+from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part
 from untuned.core.declare import check, check_flag, is_real
-from untuned.core.frames import LOW_PRECISION, ElementFrame, ScalarFrame, number_from
+from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.core.place import where
 from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
@@ -139,10 +139,6 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
-        self._lands = hasattr(self.parts["step_size"], "land")
-        self._wanders = self._lands and any("p" in one.program(self, frozenset()).stores for one, _ in self._plan[:-1])
-        self.touched = False  # whether the weights may be elsewhere than the last sweep of the last step left them
-        self._versions: dict[torch.Tensor, int] = {}  # of parameters that were in other buckets
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
         self._in_numpy = decided_in_numpy(self.parts) if on_host else set[str]()
@@ -188,7 +184,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
         numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
         # by an optimizer whose groups are used again
-        written = numbers | state.number_keys(self) | {"training", "method", "touched"}
+        written = numbers | state.number_keys(self) | {"training", "method"}
         group = {k: v for k, v in param_group.items() if k not in written}
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
@@ -245,21 +241,9 @@ class Optimizer(torch.optim.Optimizer):
                         f"not {one!r} and {other!r}."
                     )
 
-    def _with_touched(self, state_: dict[str, Any]) -> dict[str, Any]:
-        """Note in the saved groups whether the weights were changed since the last step; live groups do not hold it."""
-        known = self._versions | {p: v for b in self._arranged[1] for p, v in zip(b.params, b.versions, strict=False)}
-        touched = {"touched": any(version(p) != v for p, v in known.items())} if self._lands else {}
-        return state_ | {"param_groups": [group | touched for group in state_["param_groups"]]}
-
-    def _know_versions(self) -> None:
-        """What was loaded belongs to the weights of the next step, unless they were changed before it was saved."""
-        self._arranged = [], []
-        touched = [group.pop("touched", False) for group in self.param_groups]
-        self._versions = {p: -1 for group in self.param_groups for p in group["params"] if any(touched)}
-
     def __getstate__(self) -> dict[str, Any]:
         kept = ("parts", "loss_group", "shard_group", "execution", *_OPTIONS)
-        return self._with_touched(super().__getstate__()) | {k: self.__dict__[k] for k in kept}
+        return super().__getstate__() | {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state_: dict[str, Any]) -> None:
         super().__setstate__(state_)
@@ -268,7 +252,6 @@ class Optimizer(torch.optim.Optimizer):
         state.tie_numbers(self)
         states = {p: self.state.get(p) for group in self.param_groups for p in group["params"]}
         self._begun = {p for p, held in states.items() if held and float(held["step"]) > 0}
-        self._know_versions()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that were unfrozen since the last step are in it."""
@@ -276,7 +259,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.requires_grad and not self.state.get(p):
                     state.create_slots(self, p, group)
-        return self._with_touched(super().state_dict())
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
@@ -293,7 +276,6 @@ class Optimizer(torch.optim.Optimizer):
 
         def restore(opt: torch.optim.Optimizer) -> None:
             state.restore(self, loaded)
-            self._know_versions()
 
         # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
         ours = (
@@ -382,11 +364,6 @@ class Optimizer(torch.optim.Optimizer):
                 for role, verb in deciders:
                     self._decide(role, verb, buckets, sums.get(role, []))
             self.loss = self.sample_ids = None
-            for bucket in buckets if self._lands else ():
-                if not (
-                    self.touched and bucket.on is not None and (bucket.device.type != "cpu" or not bucket.on.numpy())
-                ):
-                    bucket.versions = list(map(version, bucket.params))  # else a change may not have been taken in
         self._recorded = []
         return result
 
@@ -398,10 +375,7 @@ class Optimizer(torch.optim.Optimizer):
         same = len(known) == len(now) and all(map(same_objects, known, now))
         if same:
             _take_gradients(buckets, live)
-            self.touched = self._lands and any(map(self._is_touched, buckets))
         if not same or not self._tensors.found(self, buckets):
-            for bucket in buckets:
-                self._versions.update(zip(bucket.params, bucket.versions, strict=False))
             for group, (params, _) in zip(self.param_groups, live, strict=True):
                 for p in params:
                     check_gradient(self._title, p)
@@ -413,11 +387,8 @@ class Optimizer(torch.optim.Optimizer):
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for bucket in buckets:
                 state.stack_numbers(self, bucket)
-                if self._lands:
-                    bucket.versions = [self._versions[p] if p in self._versions else version(p) for p in bucket.params]
                 if self.stochastic_rounding:
                     bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
-            self.touched = self._lands and any(map(self._is_touched, buckets))
             self._tensors.arrange(self, buckets)
             now[-1] = state.tensors(self)
             self._arranged = now, buckets
@@ -426,15 +397,6 @@ class Optimizer(torch.optim.Optimizer):
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
                 check_gradient(self._title, p)
         return buckets
-
-    def _is_touched(self, bucket: Bucket) -> bool:
-        """Whether the weights may be elsewhere than the last sweep of the last step saw them land.
-
-        Ranks would have to agree on it. Changes through `p.data`, and between replays of a captured graph, do not show.
-        """
-        rounded = self.stochastic_rounding and any(p.dtype in LOW_PRECISION for p in bucket.params)
-        changed = self._wanders or rounded or totals.many_ranks()
-        return changed or bucket.versions != list(map(version, bucket.params))
 
     def _check_step(self) -> None:
         if self.has_modes and not self.param_groups[0]["training"]:

@@ -121,11 +121,6 @@ class ElementFrame(Frame):
             return self.bucket.group["steps"].to(self.bucket.device)
         if name == "top":
             return self.opt.top
-        if name == "touched":
-            return float(self.opt.touched)
-        if name == "landed":
-            p = self.slot("p")
-            return p if COMPENSATION in self.state else p.to(self.param.dtype).to(p.dtype)
         return super().public(name)
 
     def read(self, part: Part, name: str) -> Any:
@@ -193,8 +188,6 @@ class ScalarFrame(Frame):
             return self.seen(self.group["steps"])
         if name == "top":
             return self.seen(self.opt.top)
-        if name == "touched":
-            return float(self.opt.touched)
         if name == "loss" and self.opt.loss is not None:
             return self.seen(self.opt.loss)
         if name == "ids" and self.opt.sample_ids is not None:

@@ -99,12 +99,10 @@ class Direction(Part):
 
 
 class StepSize(Part):
-    """How far to go along u. Verbs: [weight] [measure, decide] size [land, settle] [effective].
+    """How far to go along u. Verbs: [weight] [measure, decide] size [effective].
 
     `weight(x) -> a, b`: the factors of g in m and of g^2 in v. `size(x) -> size, rate`: the factors of u and of the
-    weight decay. `land(x)`: sums where the move has left the weights, on which `settle` decides; the next `measure`
-    need not read the weights then, unless they are `x.touched`. `effective(x)`: the learning rate people should see,
-    if it is not `rate`.
+    weight decay. `effective(x)`: the learning rate people should see, if it is not `rate`.
     """
 
     @property

@@ -151,8 +151,6 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1
     "top": lambda f: f.public("top"),  # the largest lr of all groups in the scope of the part
-    "landed": lambda f: f.public("landed"),  # the parameter as its dtype is going to hold it
-    "touched": lambda f: f.public("touched"),  # 1 if the weights were changed from outside since the last step, else 0
     "loss": lambda f: f.public("loss"),  # only in `decide`
     "ids": lambda f: f.public("ids"),  # only in `decide`: the numbers of the samples in the batch
     "old": lambda f: f.public("old"),  # the same place with the slots as they were before this sweep

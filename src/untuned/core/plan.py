@@ -42,12 +42,11 @@ def plan(parts: dict[str, Any]) -> Plan:
         deciders.insert(0, ("direction", "decide"))
     body = [("direction", "accumulate")] if has("direction", "accumulate") else []
     measures = [(role, "measure") for role in ("step_size", "iterate") if has(role, "measure")]
-    lands = [("step_size", "land")] if has("step_size", "land") else []
-    last: tuple[Verbs, Verbs] = [("iterate", "move"), *lands], [("step_size", "settle")] if lands else []
+    move = [("iterate", "move")]
     if not measures:
         if deciders:
             sweeps.append(([], deciders))
-        return [*sweeps, ([*body, *last[0]], last[1])]
+        return [*sweeps, ([*body, *move], [])]
     apart = parts["step_size"].every > 1  # its measure sees other elements than the rest
     if apart and body:
         sweeps.append((body, []))
@@ -57,15 +56,14 @@ def plan(parts: dict[str, Any]) -> Plan:
         sweeps.append((measures[1:], [("iterate", "decide")]))
     else:
         sweeps.append((body + measures, deciders))
-    return [*sweeps, last]
+    return [*sweeps, (move, [])]
 
 
 def _dry_run(parts: dict[str, Any], role: str, ones: Callable[[int], Any]) -> DryFrame:
     """The decisions of a part on ones."""
     frame, part = DryFrame(parts, ones), parts[role]
-    for verb in ("decide", "settle"):
-        if decision := getattr(part, verb, None):
-            decision(frame.place(role), *(ones(1) for _ in range(len(inspect.signature(decision).parameters) - 1)))
+    if decision := getattr(part, "decide", None):
+        decision(frame.place(role), *(ones(1) for _ in range(len(inspect.signature(decision).parameters) - 1)))
     return frame
 
 

@@ -211,7 +211,6 @@ def _check_saved_group(opt: Optimizer, group: Group) -> None:
         for key in (key for key in part.hypers() if key in group):
             check(part.name, part.fields[key], group[key])
     check_flag(name, "training", group.get("training", True))
-    check_flag(name, "touched", group.get("touched", False))
     zero = number_from(0.0, opt.device)
     firsts = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=False)}
     for key, first in ({"steps": zero, "skipped": zero} | firsts).items():
@@ -238,6 +237,7 @@ def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tu
 def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     """Give every loaded tensor its declared dtype, and storage of its own; fill in what older versions did not save."""
     for group in opt.param_groups:
+        group.pop("touched", None)  # of a checkpoint that kept a note for MoMo there
         for key, default in opt.defaults.items():
             group.setdefault(key, default)
         group.setdefault("training", True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from untuned.core.plan import Verbs
 
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
-Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay, touched
+Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("core", "kernels"))
 OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
 OPERATIONS |= {"cbrt", "round"}  # round: to the dtype of the parameter and back
@@ -159,10 +159,6 @@ class TraceFrame(Frame):
             g = g.call("neg", g) if self.opt.maximize else g
             g = g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.opt.clip_grad_norm is not None else g
             return g if name == "raw" else self.parts["decay"].gradient(self.place("decay"), g)
-        if name == "touched":
-            return Symbol("const", float(name not in self.zeros))
-        if name == "landed":
-            return self.slot("p").call("round", self.slot("p"))
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().public(name)
@@ -181,7 +177,6 @@ def compensated(program: Program) -> Program:
     known: dict[int, Symbol] = {}
 
     def exact(q: Symbol) -> Symbol:
-        q = q.args[0] if q.op == "round" else q  # both hold p as it is
         if id(q) not in known:
             if q.op == "load" and q.args[0] == "p":
                 both = q.call("+", q, Symbol("load", COMPENSATION))
@@ -243,7 +238,7 @@ def decision(opt: Optimizer, deciders: Verbs, apart: dict[str, list[bool]]) -> d
         return None
     sums = itertools.count()
     given = {role: [Symbol("sum", next(sums)) for _ in flags] for role, flags in apart.items()}
-    frame = _Decision(opt, frozenset({"touched"}))  # what reads it sums up where it lands
+    frame = _Decision(opt)
     with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides
         for role, verb in deciders:
             getattr(opt.parts[role], verb)(frame.place(role), *given.get(role, []))

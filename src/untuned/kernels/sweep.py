@@ -119,8 +119,7 @@ def guard(clips: bool) -> Sweep:
 
 
 def zeros(opt: Optimizer, groups: list[Group]) -> Zeros:
-    present = {"weight_decay": any(group["weight_decay"] != 0 for group in groups), "touched": opt.touched}
-    return frozenset(name for name, here in present.items() if not here)
+    return DECAYS[all(group["weight_decay"] == 0 for group in groups)]
 
 
 class Tensors:

@@ -27,11 +27,9 @@ class MoMo(StepSize):
     Where the model lies at or below its bound the step is 0: a loss that falls below `lb` stops the training, so `lb`
     must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
 
-    What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. A step of its own
-    adds <m, x_new - x> to E, and the next gradient multiplies it by the direction's `keep`: x is read once, to be
-    moved. Only weights that somebody else changed are read twice, which their version counters show; a change through
-    `p.data` or between replays of a captured graph does not show, and the model then moves along with it. On several
-    ranks, with stochastic rounding and with weight decay they are always read twice.
+    What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
+    E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: weights
+    that were changed between steps, in whatever way, are taken as they are.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the
@@ -51,13 +49,13 @@ class MoMo(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         along = x.lr * dot(x.m, x.u)
-        products = each(x.touched * dot(x.old.m, x.p)), each(x.touched * dot(x.m, x.p))
-        return *products, dot(x.m, x.p) * (1 / x.shrink - 1), along, along / x.shrink
+        mx = dot(x.m, x.p)
+        return each(dot(x.old.m, x.p)), each(mx), mx * (1 / x.shrink - 1), along, along / x.shrink
 
     def decide(self, c: Place, old_mx: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
         c.rho = c.keep * c.rho + c.take
         c.F = c.keep * c.F + c.take * c.loss
-        c.E = c.keep * (c.E + old_mx - c.touched * c.mx)
+        c.E = c.keep * (c.E + old_mx - c.mx)
         c.mx = mx
         model = c.F + c.summed(c.E) + decayed
         if self.online:
@@ -66,13 +64,6 @@ class MoMo(StepSize):
         c.theta = where(mu_shrunk > 0, minimum(gap / mu_shrunk, 1 / c.rho), 0.0)
         if self.online:
             c.L = maximum((c.F + c.summed(c.E) - c.theta / 2 * mu) / c.rho, c.lb)
-
-    def land(self, x: Place) -> tuple[Any, ...]:
-        return each(dot(x.m, x.landed - x.old.p)), each(dot(x.m, x.landed))
-
-    def settle(self, c: Place, moved: Any, mx: Any) -> None:
-        c.E = c.E + c.touched * (mx - c.mx) + (1 - c.touched) * moved
-        c.mx = mx
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr, x.lr
