@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypedDict
@@ -20,7 +21,17 @@ import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, rounding, state, totals
-from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part
+from untuned.core.buckets import (
+    SLOT_DTYPES,
+    Bucket,
+    Group,
+    Live,
+    arrange,
+    check_gradient,
+    check_parameter,
+    same_objects,
+    takes_part,
+)
 from untuned.core.declare import check, check_flag, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
@@ -29,8 +40,6 @@ from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
 from untuned.kernels import sweep
 from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
 
-SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
-PARAMETER_DTYPES = (*SLOT_DTYPES, torch.float16)
 ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
 
 
@@ -124,6 +133,8 @@ class Optimizer(torch.optim.Optimizer):
         self.stochastic_rounding, self.clip_grad_norm = stochastic_rounding, clip_grad_norm
         self._prepare()
         super().__init__(_listed(params), {k: v for part in self.parts.values() for k, v in part.hypers().items()})
+        if shard_group is None and not any(group["params"] for group in self.param_groups):  # else others hold them
+            raise ValueError(f"{self._title}: no group has a parameter. Give it those to train: model.parameters().")
 
     def _prepare(self) -> None:
         """Everything that follows from the parts and is not saved."""
@@ -137,8 +148,9 @@ class Optimizer(torch.optim.Optimizer):
         self.loss: torch.Tensor | None = None
         self.sample_ids: torch.Tensor | None = None
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
+        self._together: Any = None  # whether anything may change in this step, where ranks hold different parameters
+        self._driven = any("loss" in part.needs for part in self.parts.values())
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
         self._in_numpy = decided_in_numpy(self.parts) if on_host else set[str]()
@@ -152,7 +164,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def device(self) -> torch.device:
         """Where the numbers live: the device of the first parameter."""
-        return next(p.device for group in self.param_groups for p in group["params"])
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        return totals.device_without_tensors() if first is None else first.device
 
     @property
     def top(self) -> Any:
@@ -193,9 +206,6 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
-        for p in group["params"]:
-            if p.requires_grad:  # the frozen part of a model costs nothing until it is trained
-                state.create_slots(self, p, group)
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
@@ -219,14 +229,9 @@ class Optimizer(torch.optim.Optimizer):
                 f"a group may have {', '.join(self.defaults)}."
             )
         tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in group["params"]]
-        if not tensors and self.shard_group is None:  # the tensors of a group may all be with other ranks
-            raise ValueError(f"{self._title}: a parameter group is empty. Give it parameters, or leave it out.")
         known = {p for g in getattr(self, "param_groups", ()) for p in g["params"]}
         for p in tensors:
-            if not isinstance(p, torch.Tensor):
-                raise TypeError(f"{self._title}: parameters must be tensors, not {p!r}.")
-            if p.dtype not in PARAMETER_DTYPES:
-                raise TypeError(f"{self._title}: parameters must be float64, 32, 16 or bfloat16, not {p.dtype}.")
+            check_parameter(self._title, p)
             if p in known:
                 raise ValueError(f"{self._title}: a parameter of shape {tuple(p.shape)} was given twice. Give it once.")
             known.add(p)
@@ -250,11 +255,10 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults.pop("differentiable", None)  # torch adds its own option here
         self._prepare()
         state.tie_numbers(self)
-        states = {p: self.state.get(p) for group in self.param_groups for p in group["params"]}
-        self._begun = {p for p, held in states.items() if held and float(held["step"]) > 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim; parameters that were unfrozen since the last step are in it."""
+        """As in torch.optim; parameters that have not taken a step yet, but may, are in it."""
+        state.keep_to_groups(self)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad and not self.state.get(p):
@@ -287,6 +291,27 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             for hook in ours:
                 hook.remove()
+
+    def reset(self, params: Any = None) -> None:
+        """Forget what was learned about some parameters, or about all (None): their next step is like a first one.
+
+        For weights that were merged, pruned or set anew. The weights and the options stay as they are. What is known of
+        the model as a whole (an estimated distance, the average of the losses, counters) is only forgotten with all.
+        Raises `ValueError`, with nothing changed, for a tensor that is in no group.
+        """
+        members = {p for group in self.param_groups for p in group["params"]}
+        chosen = members if params is None else {*_listed(params)}
+        if strange := chosen - members:
+            raise ValueError(
+                f"{self._title}.reset() got {len(strange)} tensors that are in no group: give it parameters."
+            )
+        for p in chosen:
+            self.state.pop(p, None)
+        if params is None:
+            for group, key in itertools.product(self.param_groups, state.number_keys(self)):
+                del group[key]
+            for group in self.param_groups:
+                state.create_numbers(self, group)
 
     # ------------------------------------------------------------------ the step
 
@@ -354,18 +379,59 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 computed = closure()
         result = loss if loss is not None else computed
-        buckets = self._live_buckets()
-        if buckets:
-            self._check_step()
-            self.loss, self.sample_ids = self._loss_of_step(loss, computed, sample_ids)
-            self._begin(buckets)
-            for part_of_step, deciders in self._plan:
-                sums = self._sweep(part_of_step, buckets)
-                for role, verb in deciders:
-                    self._decide(role, verb, buckets, sums.get(role, []))
-            self.loss = self.sample_ids = None
+        if any(isinstance(group["lr"], torch.Tensor) or group["lr"] != 0 for group in self.param_groups):
+            self._step(loss, computed, sample_ids)
         self._recorded = []
         return result
+
+    def _step(self, loss: Any, computed: Any, sample_ids: Any) -> None:
+        try:
+            self._check_step()
+            buckets = self._live_buckets()
+            if not buckets and not self._meets:
+                return
+            value, ids = self._loss_of_rank(loss, computed, sample_ids)
+        except Exception:
+            self._call_roll(ready=False)
+            raise
+        self._together = self._call_roll(ready=True, live=bool(buckets))
+        self._take_loss(value, ids)
+        if not buckets and self._together is None:
+            return
+        self._begin(buckets)
+        for sweep_, deciders in self._plan:
+            sums = self._sweep(sweep_, buckets)
+            for role, verb in deciders:
+                self._decide(role, verb, buckets, sums.get(role, []))
+        self.loss = self.sample_ids = None
+
+    @property
+    def _meets(self) -> bool:
+        """Whether ranks add something up in a step: then all of them have to, whatever each holds."""
+        return max(totals.size(self.shard_group), totals.size(self.loss_group) if self._driven else 1) > 1
+
+    def _call_roll(self, ready: bool, live: bool = False) -> Any:
+        """Tell the other ranks whether this one is ready for the step, and hear whether all are.
+
+        -> where ranks hold different parameters: whether any holds some that may change; elsewhere None. A rank that
+        has run out of batches in `DistributedDataParallel.join` adds up one float32, too, a zero. What a GPU adds up is
+        not read, since one would have to wait for it: there the step changes nothing.
+        """
+        together = None
+        on_host = self.device.type == "cpu"
+        loss_group = self.loss_group if self._driven and on_host else None
+        for group, said in ((loss_group, [ready]), (self.shard_group, [ready, live])):
+            if (size := totals.size(group)) > 1:
+                counts = torch.stack([number_from(float(value), self.device) for value in said]).float()
+                counts = totals.over_shards(counts, group)
+                if ready and on_host and counts.numpy()[0] < size:
+                    raise RuntimeError(
+                        f"{self._title}.step(): {size - int(counts.numpy()[0])} of {size} ranks take no part in it. "
+                        f"One that failed says why itself; one that ran out of batches in model.join() needs "
+                        f"torch.distributed.algorithms.join.Join([model, optimizer]) in its place."
+                    )
+                together = (counts[0] == size) & (counts[1] > 0) if len(said) > 1 else None
+        return together
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
@@ -376,8 +442,11 @@ class Optimizer(torch.optim.Optimizer):
         if same:
             _take_gradients(buckets, live)
         if not same or not self._tensors.found(self, buckets):
+            state.keep_to_groups(self)
+            state.follow_numbers(self)
             for group, (params, _) in zip(self.param_groups, live, strict=True):
                 for p in params:
+                    check_parameter(self._title, p)
                     check_gradient(self._title, p)
                     if not self.state.get(p):
                         state.create_slots(self, p, group)
@@ -406,10 +475,10 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_shared(self.param_groups)
 
-    def _loss_of_step(
+    def _loss_of_rank(
         self, loss: Any, computed: Any, sample_ids: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not any("loss" in part.needs for part in self.parts.values()):
+        if not self._driven:
             return None, None
         if loss is not None and self._recorded:
             raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")
@@ -421,6 +490,10 @@ class Optimizer(torch.optim.Optimizer):
             value = (values * values.new_tensor(sizes)).sum() / sum(sizes)
         else:
             given = loss if loss is not None else computed
+            if given is None and not self.top:
+                given = (
+                    0.0  # lr is a tensor of 0, and nothing moves: torch.distributed.checkpoint calls step() like this
+                )
             if given is None:
                 raise ValueError(
                     f"{self._title}.step() needs the loss: call step(loss=loss), step(closure) or record_loss(loss) "
@@ -428,10 +501,12 @@ class Optimizer(torch.optim.Optimizer):
                 )
             ids = self._checked_ids(sample_ids)
             value = self._scalar_loss(given, ids)
-        value = totals.mean_over_ranks(value, self.loss_group)
-        if ids is not None:
-            ids = totals.of_all_ranks(self._title, ids, self.loss_group)
         return -value if self.maximize else value, ids
+
+    def _take_loss(self, value: torch.Tensor | None, ids: torch.Tensor | None) -> None:
+        """What decisions read: the mean loss of the ranks, and the samples of all of them."""
+        self.loss = None if value is None else totals.mean_over_ranks(value, 1.0, self.loss_group)
+        self.sample_ids = None if ids is None else totals.of_all_ranks(self._title, ids, self.loss_group)
 
     def _begin(self, buckets: list[Bucket]) -> None:
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""
@@ -447,11 +522,8 @@ class Optimizer(torch.optim.Optimizer):
                 self.grad_norm = sums[1].sqrt()
                 self.clip = (self.clip_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)  # torch's 1e-6
         for bucket in buckets:
-            for p in () if bucket.begun else bucket.params:
-                if p not in self._begun:
-                    state.fill_start_slots(self, p)
-                    self._begun.add(p)
-            bucket.begun = True
+            if not bucket.begun:
+                state.fill_start_slots(self, bucket)
         state.remember_numbers(self, buckets)
         first = self.param_groups[0]
         first["steps"].add_(self.on_any(buckets))
@@ -470,12 +542,15 @@ class Optimizer(torch.optim.Optimizer):
     def _go_on_if(self, buckets: list[Bucket], flag: torch.Tensor) -> None:
         """Let buckets change only where the flag holds too, and count the step as skipped if it does not."""
         self.param_groups[0]["skipped"].add_(self.on_any(buckets) & ~flag)
+        self._together = None if self._together is None else self._together & flag
         for bucket in buckets:
             here = flag.to(bucket.device)
             bucket.on = here if bucket.on is None else bucket.on & here
 
     def on_any(self, buckets: list[Bucket]) -> Any:
-        """Whether any of these buckets may change: True, or a 0-dim bool tensor."""
+        """Whether any of these buckets may change: True, or a 0-dim bool tensor; one answer for ranks with others."""
+        if self._together is not None:
+            return self._together & torch.as_tensor(self.top != 0, device=self.device)
         flags = [b.on for b in buckets if b.on is not None]
         return torch.stack([f.to(self.device) for f in flags]).any() if len(flags) == len(buckets) else True
 
@@ -500,6 +575,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _rows(self, sweep: Sweep, buckets: list[Bucket]) -> torch.Tensor:
         """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0: it is not there."""
+        if not buckets:
+            return torch.zeros((0, sweep.count), dtype=torch.float64, device=self.device)
         blocks = self._tensors.run(self, sweep, buckets)
         for i, bucket in enumerate(buckets):
             if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
@@ -512,8 +589,8 @@ class Optimizer(torch.optim.Optimizer):
             for group in [None] if part.scope == "model" else self.param_groups:
                 mine = [bucket for bucket in buckets if group is None or bucket.group is group]
                 rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
-                if mine:
-                    frame = ScalarFrame(self, part, mine, role in self._in_numpy)
+                if mine or (self._together is not None and part.scope != "tensor"):
+                    frame = ScalarFrame(self, part, group, mine, role in self._in_numpy)
                     columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
                     added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                     here = (column if keep else next(added) for column, keep in columns)
@@ -526,6 +603,35 @@ class Optimizer(torch.optim.Optimizer):
             return iter(local)
         packed = torch.stack([torch.as_tensor(value) for value in local])
         return iter(frame.seen(totals.over_shards(packed, self.shard_group)))
+
+    # ------------------------------------------------------------------ ranks that run out of batches
+
+    def join_hook(self, **_: Any) -> Any:
+        """For `torch.distributed.algorithms.join.Join([model, optimizer])`: ranks may run out of batches one by one.
+
+        A rank without a batch adds no loss to the mean; its weights are synchronised by the model's own hook at the
+        end, its state stays where it was. Raises `ValueError` if ranks exchange more than their losses.
+        """
+        from torch.distributed.algorithms.join import JoinHook
+
+        if self.shard_group is not None or any("sample_ids" in part.needs for part in self.parts.values()):
+            raise ValueError(f"{self._title}: ranks exchange more than losses and cannot Join. Give each as many.")
+        hook: Any = JoinHook()
+        hook.main_hook = self._step_without_batch
+        return hook
+
+    def _step_without_batch(self) -> None:
+        if self._driven:
+            self._call_roll(ready=True)
+            totals.mean_over_ranks(number_from(0.0, self.device), 0.0, self.loss_group)
+
+    @property
+    def join_device(self) -> torch.device:
+        return self.device
+
+    @property
+    def join_process_group(self) -> Any:
+        return totals.process_group(self.loss_group or "world")
 
     # ------------------------------------------------------------------ modes
 
@@ -543,8 +649,8 @@ class Optimizer(torch.optim.Optimizer):
             return
         for group in self.param_groups:
             for p in group["params"]:
-                if p in self._begun:
-                    bucket = Bucket(group, [p], [self.state[p]], p.device, ())
+                if held := self.state.get(p):  # before its first step a parameter is what it is
+                    bucket = Bucket(group, [p], [held], p.device, (), on=held["step"] > 0)
                     frame = ElementFrame(self, bucket, 0)
                     iterate = self.parts["iterate"]
                     (iterate.enter if training else iterate.leave)(frame.place("iterate"))

@@ -154,11 +154,12 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
+    def __init__(self, opt: Optimizer, part: Part, group: Group | None, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets, self.fresh = opt, part.scope, buckets, dict[str, Any]()
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (opt.device, *(b.device for b in buckets)))
-        self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
+        self.group = group or opt.param_groups[0]
+        self.rows = {n.key for n in part.numbers().values() if part.per_tensor(n)}
         self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
 
     def seen(self, value: Any) -> Any:
@@ -194,7 +195,7 @@ class ScalarFrame(Frame):
             return self.opt.sample_ids
         if name == "t":
             steps = self.seen(joined([b.t.to(self.opt.device) for b in self.buckets]))
-            return steps.max() if self.scope == "group" else steps
+            return steps if self.scope == "tensor" else steps.max() if self.buckets else self.seen(self.group["steps"])
         if name == "rho" and self.scope == "tensor":
             return self._per_tensor("rho")
         return super().public(name)
@@ -208,7 +209,7 @@ class ScalarFrame(Frame):
         value = np.asarray(value, dtype=np.float64) if self.in_numpy else number_from(value, self.opt.device)
         # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
         good = abs(value) < math.inf
-        if key in self.buckets[0].numbers:
+        if key in self.rows:
             old, on = self._per_tensor(key), self.on_rows
             on = on if on is True else on.reshape(-1, *[1] * (old.ndim - 1))
             self.fresh[key] = where(on & good, value, old)
@@ -219,9 +220,9 @@ class ScalarFrame(Frame):
         """Change the numbers, in place; until then what the decision has read stays as it was."""
         for key, value in self.fresh.items():
             first = 0
-            for b in self.buckets if key in self.buckets[0].numbers else ():
+            for b in self.buckets if key in self.rows else ():
                 self.seen(b.numbers[key])[...] = value[first : (first := first + len(b.params))]
-            if not first:
+            if key not in self.rows:
                 self.seen(self.group[key])[...] = value
                 for group in self.opt.param_groups if self.scope == "model" else ():
                     group[key] = self.group[key]

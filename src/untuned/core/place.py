@@ -56,12 +56,9 @@ class Frame:
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.parts = parts
-        self._places: dict[str, Place] = {}
 
     def place(self, role: str) -> Place:
-        if role not in self._places:
-            self._places[role] = Place(self, self.parts[role])
-        return self._places[role]
+        return Place(self, self.parts[role])  # not kept: a cycle would keep tensors alive until the collector runs
 
     def read(self, part: Part, name: str) -> Any:
         if name == "top" and part.scope != "model":

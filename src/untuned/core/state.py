@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from untuned.core.buckets import Bucket, Group, sliced
+from untuned.core.buckets import Bucket, Group, local, sliced
 from untuned.core.declare import Number, Slot, check, check_flag, is_real
 from untuned.core.frames import COMPENSATION, LOW_PRECISION, number_from
 
@@ -78,23 +78,40 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
     opt.state[p].update(held)
 
 
-def fill_start_slots(opt: Optimizer, p: torch.Tensor) -> None:
-    """Start points are taken when the first step begins, because weights are often loaded after construction."""
-    for key, s in _slots(opt, p).items():
-        if s.start == "start":
-            opt.state[p][key].copy_(_seen(opt, p, key))
+def fill_start_slots(opt: Optimizer, bucket: Bucket) -> None:
+    """Start points are taken when the first step begins, because weights are often loaded after construction.
+
+    What decides is the count of steps, which is in the state; only on a CPU can it be read without waiting.
+    """
+    known = bucket.device.type == "cpu"
+    for p, held in zip(bucket.params, bucket.states, strict=True):
+        for key, s in () if known and held["step"].numpy() else _slots(opt, p).items():
+            if s.start == "start":
+                now, slot = local(_seen(opt, p, key)), local(held[key])
+                slot.copy_(now if known else torch.where(held["step"] == 0, now, slot))
+    bucket.begun = not known or bool(bucket.numbers["step"].numpy().all())
+
+
+def keep_to_groups(opt: Optimizer) -> None:
+    """Let go of the state of tensors that are in no group any more: some trainers exchange them after construction."""
+    members = {p for group in opt.param_groups for p in group["params"]}
+    for p in [p for p in opt.state if p not in members]:
+        del opt.state[p]
+
+
+def follow_numbers(opt: Optimizer) -> None:
+    """Move the numbers of the groups where the first parameter is now."""
+    for group in opt.param_groups:
+        group.update({key: group[key].to(opt.device) for key in number_keys(opt) & group.keys()})
+    tie_numbers(opt)
 
 
 def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
-    """Move the state of a parameter that was moved or converted after the optimizer was built."""
+    """Move the state of a parameter that was moved or converted after its first step."""
     held, slots = opt.state[p], _slots(opt, p)
     if held["step"].device != p.device:
         for key in held:
             held[key] = held[key].to(p.device)
-        for group in opt.param_groups:
-            for key, value in group.items():
-                if isinstance(value, torch.Tensor) and key in number_keys(opt):
-                    group[key] = value.to(opt.device)
     for key, s in slots.items():
         held[key] = (held[key] if key in held else torch.zeros_like(p.detach())).to(_dtype(opt, p, s))
     if COMPENSATION not in slots:

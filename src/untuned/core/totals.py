@@ -34,42 +34,52 @@ def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.devi
 
 def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
     """Blocks of rows, one per bucket, as one table."""
+    if not blocks:
+        return torch.zeros(0, dtype=torch.float64)
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def over_shards(sums: torch.Tensor, group: Any) -> torch.Tensor:
     """Sums over the tensors of this process, added over the ranks of a group in which each holds others."""
-    if (group := _process_group(group)) is None:
+    if (group := process_group(group)) is None:
         return sums
     added = sums.clone()
     dist.all_reduce(added, group=group)
     return added
 
 
-def _process_group(group: Any) -> Any:
+def process_group(group: Any) -> Any:
     """The process group of an option: a process group, "world" (all ranks, if there are any) or None (off)."""
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return None
     return dist.group.WORLD if group == "world" else group
 
 
-def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
-    """The mean of every rank's loss."""
-    if (group := _process_group(group)) is None:
+def mean_over_ranks(loss: torch.Tensor, share: float, group: Any) -> torch.Tensor:
+    """The mean of every rank's loss; the share of a rank that has run out of batches is 0."""
+    if (group := process_group(group)) is None:
         return loss
-    total = loss.clone()
+    total = torch.stack([share * loss, torch.full_like(loss, share)])
     dist.all_reduce(total, group=group)
-    return total / dist.get_world_size(group)
+    return total[0] / total[1]
 
 
-def many_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def size(group: Any) -> int:
+    """How many ranks a process group of an option has."""
+    group = process_group(group)
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def device_without_tensors() -> torch.device:
+    """Where a rank that holds no tensor takes part in sums."""
+    by_gpu = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if by_gpu else torch.device("cpu")
 
 
 def of_all_ranks(name: str, ids: torch.Tensor, group: Any) -> torch.Tensor:
     """Every rank's sample ids, one after the other; every rank gives as many."""
-    if (group := _process_group(group)) is None:
-        if many_ranks():
+    if (group := process_group(group)) is None:
+        if size("world") > 1:
             raise ValueError(f"{name}: loss_group=None would record other samples on every rank. Leave it at 'world'.")
         return ids
     parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(group))]

@@ -140,7 +140,7 @@ class Call:
     """
 
     def __init__(self, program: Program, batch: Batch, then: Then | None = None) -> None:
-        self.batch, self.threads = batch, torch.get_num_threads()
+        self.threads = torch.get_num_threads()
         types = {key: TYPES[d] for key, d in batch.dtypes.items()}
         chunks = [(i, o, min(CHUNK, n - o)) for i, n in enumerate(batch.sizes) for o in range(0, n, CHUNK)]
         self.tensor, self.offset, self.length = np.array(chunks).T.copy()
@@ -162,20 +162,20 @@ class Call:
         self.table = np.empty((len(batch.sizes), len(self.columns) + 1))
         self.partial = np.empty((len(chunks), max(1, len(program.sums))))
 
-    def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def run(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
         if all(flag is not None and not numbers_of(flag) for flag in flags.values()):
             return torch.zeros((len(self.first), self.partial.shape[1]), dtype=torch.float64)
-        for number, index, rows in self.batch.spans:
-            bucket, flag = self.batch.buckets[number], flags[number]
+        for number, index, rows in batch.spans:
+            bucket, flag = batch.buckets[number], flags[number]
             self.table[rows, 0] = True if flag is None else numbers_of(flag)
             for column, name in enumerate(self.columns, start=1):
                 value = scalar(opt, bucket, name)
                 value = numbers_of(value) if isinstance(value, torch.Tensor) else value
                 self.table[rows, column] = value[index] if name[0] in PER_TENSOR else value
         self.partial.fill(0.0)
-        arguments = self.batch.pointers, self.pieces, self.tensor, self.offset, self.length, self.table, self.partial
+        arguments = batch.pointers, self.pieces, self.tensor, self.offset, self.length, self.table, self.partial
         _run(self.function, arguments, self.threads)
         if self.moves:
-            torch.autograd.graph.increment_version(self.batch.params)
+            torch.autograd.graph.increment_version(batch.params)
         return torch.from_numpy(np.add.reduceat(self.partial, self.first, axis=0))

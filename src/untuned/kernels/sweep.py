@@ -190,7 +190,7 @@ class Tensors:
         flags = [sweep.flag(opt, bucket) for bucket in buckets]
         for batch in self.batches:
             if call := self._call(opt, sweep, batch):
-                rows = call.run(opt, {i: flags[i] for i in batch.buckets})
+                rows = call.run(opt, batch, {i: flags[i] for i in batch.buckets})
                 for i, index, here in batch.spans if sweep.count else ():
                     blocks[i][index] = rows[here]
         everywhere = ((i, j) for i, bucket in enumerate(buckets) for j in range(len(bucket.params)))

@@ -162,7 +162,7 @@ class Call:
     """One program on one batch: what its launches need, and what stays from step to step."""
 
     def __init__(self, program: Program, batch: Batch) -> None:
-        self.batch = batch
+        self.device = batch.device
         self.writer = TritonWriter(program, {key: TYPES[d] for key, d in batch.dtypes.items()})
         self.function = compile_source(self.writer.source)
         counts = [triton.cdiv(n, CHUNK) for n in batch.sizes]
@@ -174,41 +174,41 @@ class Call:
 
     def _sent(self, values: bytes, dtype: torch.dtype) -> torch.Tensor:
         # later steps replace our tensor, but not the graph's
-        upload = _upload if _capturing(self.batch.device) else self.upload
-        return upload(values, dtype, self.batch.device)
+        upload = _upload if _capturing(self.device) else self.upload
+        return upload(values, dtype, self.device)
 
-    def _scalars(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def _scalars(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """The flag and the scalars of every tensor, [tensors, columns]."""
         kinds = ["flag", *(kind for kind, _, _ in self.writer.columns)]
         values: list[list[Any]] = []
-        for number, _, _ in self.batch.spans:
+        for number, _, _ in batch.spans:
             flag = 1.0 if flags[number] is None else flags[number]
-            values.append([flag, *(scalar(opt, self.batch.buckets[number], column) for column in self.writer.columns)])
+            values.append([flag, *(scalar(opt, batch.buckets[number], column) for column in self.writer.columns)])
         floats = [v for vs in values for v in vs if not isinstance(v, torch.Tensor)]
         sent = iter(self._sent(np.array([*floats, 0.0]).tobytes(), torch.float64).unbind())
         rows = []
-        for vs, (_, members, here) in zip(values, self.batch.spans, strict=True):
-            tensors = [v.to(self.batch.device, torch.float64) if torch.is_tensor(v) else next(sent) for v in vs]
+        for vs, (_, members, here) in zip(values, batch.spans, strict=True):
+            tensors = [v.to(self.device, torch.float64) if torch.is_tensor(v) else next(sent) for v in vs]
             chosen = (t[members] if k in PER_TENSOR else t.reshape(-1) for t, k in zip(tensors, kinds, strict=True))
             rows.append(torch.stack([t.expand(here.stop - here.start) for t in chosen], 1))
         return torch.cat(rows)
 
-    def run(self, opt: Optimizer, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def run(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
-        table, alignment = self.batch.pointers
+        table, alignment = batch.pointers
         pointers = self._sent(table, torch.int64)
-        scalars = self._scalars(opt, flags)
+        scalars = self._scalars(opt, batch, flags)
         count = self.writer.count
         partial = scalars.new_empty((len(self.chunks), count))
-        sums = scalars.new_empty((len(self.batch.params), count))
+        sums = scalars.new_empty((len(batch.params), count))
         with torch.cuda.device_of(scalars):
-            if _capturing(self.batch.device):
+            if _capturing(self.device):
                 opt._tensors.captured += (pointers, self.chunks, scalars, partial, self.first)
-            arguments = (pointers, len(self.batch.sizes), self.chunks, scalars, partial)
+            arguments = (pointers, len(batch.sizes), self.chunks, scalars, partial)
             self.function[(len(self.chunks),)](*arguments, ALIGNMENT=alignment, **FUSED)
             if count:
-                grid = (len(self.batch.params), count)
+                grid = (len(batch.params), count)
                 add_chunks[grid](partial, self.first, sums, COUNT=count, WIDTH=1024, **FUSED)  # pyright: ignore
         if "p" in self.writer.stores:
-            torch.autograd.graph.increment_version(self.batch.params)
+            torch.autograd.graph.increment_version(batch.params)
         return sums

@@ -28,8 +28,8 @@ class MoMo(StepSize):
     must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
 
     What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
-    E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: weights
-    that were changed between steps, in whatever way, are taken as they are.
+    E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: so
+    weights that were changed between steps, in whatever way, are taken as they are.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the

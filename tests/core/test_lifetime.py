@@ -1,0 +1,202 @@
+"""State belongs to the tensors that are in a group now: what becomes of it when tensors, state or optimizers go."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from problems import AVERAGING, EVERY, different, everything, net, train
+from torch import nn
+
+import untuned
+
+EXECUTIONS = ["reference", "auto"]
+
+
+def values(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(these: list[torch.Tensor], those: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, these, those))
+
+
+# ---------------------------------------------------------------- tensors that are exchanged
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize("name", EVERY)
+def test_tensors_exchanged_before_the_first_step(name: str, looked_at: bool) -> None:
+    """As trainers do that shard the model after the optimizer was built."""
+    model, other = net(), net()
+    optimizer, fresh = EVERY[name](model.parameters()), EVERY[name](other.parameters())
+    if looked_at:
+        optimizer.state_dict()
+    exchanged = net()
+    for group in optimizer.param_groups:
+        group["params"] = [*exchanged.parameters()]
+    assert len(optimizer.state_dict()["state"]) == 6
+    train(exchanged, optimizer, range(4))
+    train(other, fresh, range(4))
+    assert equal(values(exchanged), values(other))
+    assert optimizer.state.keys() == {*exchanged.parameters()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tensors_exchanged_in_the_middle_leave_nothing_behind(name: str) -> None:
+    model = net()
+    optimizer = EVERY[name](model.parameters())
+    train(model, optimizer, range(3))
+    held = [weakref.ref(value) for state in optimizer.state.values() for value in state.values()]
+    exchanged = net()
+    optimizer.param_groups[0]["params"] = [*exchanged.parameters()]
+    saved = optimizer.state_dict()  # a KeyError in torch's own state_dict(), if the old ones were still there
+    assert [float(state["step"]) for state in saved["state"].values()] == [0.0] * 6
+    train(exchanged, optimizer, range(3, 5))
+    assert optimizer.state.keys() == {*exchanged.parameters()}
+    assert not any(ref() is not None and ref().dim() for ref in held)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_no_memory_is_taken_before_the_first_step() -> None:
+    """A model is often sharded between the construction of its optimizer and that."""
+    optimizer = untuned.Prodigy([nn.Parameter(torch.ones(1000))])
+    assert not optimizer.state
+    assert optimizer.metrics()["steps"] == 0
+
+
+# ---------------------------------------------------------------- state that is deleted
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", EVERY)
+def test_after_reset_an_optimizer_is_a_new_one(name: str, execution: str) -> None:
+    model = net()
+    optimizer = EVERY[name](model.parameters(), execution=execution)
+    train(model, optimizer, range(4))
+    other = copy.deepcopy(model)
+    optimizer.reset()
+    fresh = EVERY[name](other.parameters(), execution=execution)
+    train(model, optimizer, range(4, 8))
+    train(other, fresh, range(4, 8))
+    assert equal(values(model), values(other))
+    assert different(everything(optimizer), everything(fresh)) == []
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", EVERY)
+def test_deleted_state_is_that_of_a_first_step(name: str, execution: str) -> None:
+    """As one does with merged or pruned weights: `del optimizer.state[p]` is `reset([p])`, and start points are new."""
+    runs = []
+    for by_hand in (True, False):
+        model = net()
+        optimizer = EVERY[name](model.parameters(), execution=execution)
+        train(model, optimizer, range(4))
+        chosen = [*model.parameters()][1:3]
+        kept = {key: value.clone() for key, value in optimizer.state[model[0].weight].items()}
+        before = [p.detach().clone() for p in chosen]
+        for p in chosen if by_hand else ():
+            del optimizer.state[p]
+        if not by_hand:
+            optimizer.reset(chosen)
+        assert all(torch.equal(value, kept[key]) for key, value in optimizer.state[model[0].weight].items())
+        train(model, optimizer, range(4, 5))
+        for p, start in zip(chosen, before, strict=True):
+            state = optimizer.state[p]
+            assert float(state["step"]) == 1
+            for key in ("p0", "x0"):
+                assert torch.equal(state.get(key, start), start)
+        train(model, optimizer, range(5, 9))
+        runs.append(everything(optimizer))
+    assert different(*runs) == []
+
+
+@pytest.mark.parametrize("name", [name for name in AVERAGING if name.startswith("schedule_free_")])
+def test_schedule_free_whose_state_was_deleted_goes_on_from_its_weights(name: str) -> None:
+    """All its numbers are kept per tensor, so it is a new optimizer; z from zeros would take the weights there."""
+    model = net()
+    optimizer = EVERY[name](model.parameters())
+    train(model, optimizer, range(4))
+    other = copy.deepcopy(model)
+    optimizer.state.clear()
+    fresh = EVERY[name](other.parameters())
+    train(model, optimizer, range(4, 20))
+    train(other, fresh, range(4, 20))
+    assert equal(values(model), values(other))
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_modes_without_state_change_nothing(name: str) -> None:
+    model = net()
+    optimizer = EVERY[name](model.parameters())
+    before = values(model)
+    for prepare in (lambda: None, optimizer.state_dict):  # no state, and that of no step
+        prepare()
+        optimizer.eval()
+        assert equal(values(model), before)
+        optimizer.train()
+        assert equal(values(model), before)
+    train(model, optimizer, range(3))
+    optimizer.eval()
+    averaged = values(model)
+    optimizer.reset()
+    optimizer.train()
+    assert equal(values(model), averaged)
+
+
+def test_start_points_of_a_first_step_that_was_skipped_are_taken_again() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = untuned.Prodigy([p])
+    p.grad = torch.full((2,), torch.nan)
+    optimizer.step()
+    with torch.no_grad():
+        p.copy_(torch.tensor([3.0, 4.0]))  # weights are loaded only now
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.state[p]["p0"].tolist() == [3.0, 4.0]
+
+
+def test_reset_of_foreign_tensors_changes_nothing() -> None:
+    model = net()
+    optimizer = EVERY["prodigy"](model.parameters())
+    train(model, optimizer, range(3))
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=r"Prodigy\.reset\(\) got 1 tensors that are in no group"):
+        optimizer.reset([model[0].weight, torch.ones(1)])
+    with pytest.raises(TypeError, match=r"params must be a list"):
+        optimizer.reset(model[0].weight)
+    assert different(before, everything(optimizer)) == []
+
+
+# ---------------------------------------------------------------- optimizers that are deleted
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# torch imports its compiler when the first optimizer of a process takes a group, and the frames of that import keep it.
+torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_deleted_optimizer_is_freed_at_once(name: str, execution: str, no_collector: Any) -> None:
+    model = net()
+    optimizer = EVERY[name](model.parameters(), execution=execution, clip_grad_norm=1.0)
+    train(model, optimizer, range(2))
+    with optimizer.averaged_parameters():
+        optimizer.metrics()
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    train(model, optimizer, range(2, 4))
+    things = [optimizer, *model.parameters(), *(slot for held in optimizer.state.values() for slot in held.values())]
+    alive = [weakref.ref(thing) for thing in things]
+    del optimizer, model, state, things
+    assert [ref() for ref in alive if ref() is not None] == []
