@@ -182,6 +182,7 @@ def twin(optimizer: untuned.Optimizer) -> untuned.Optimizer:
 
 def everything(optimizer: torch.optim.Optimizer) -> dict[tuple[Any, ...], Tensor]:
     """Copies of all that a step may change: parameters, slots, numbers and counters, by where they are."""
+    optimizer.state_dict()  # makes the state that a first step would make
     found: dict[tuple[Any, ...], Tensor] = {}
     for i, group in enumerate(optimizer.param_groups):
         for key, value in group.items():

@@ -165,7 +165,9 @@ def test_a_parameter_twice() -> None:
 
 def test_an_empty_group_and_a_group_without_parameters() -> None:
     for empty in ([{"params": []}], [{"params": []}, {"params": iter(())}]):
-        with pytest.raises(ValueError, match=r"SGD: no group has a parameter\. Give it those to train: model\.parameters"):
+        with pytest.raises(
+            ValueError, match=r"SGD: no group has a parameter\. Give it those to train: model\.parameters"
+        ):
             untuned.SGD(empty)
     with pytest.raises(ValueError, match="SGD: a parameter group has its parameters under 'params'"):
         untuned.SGD([{"lr": 0.1}])
@@ -180,7 +182,7 @@ def test_a_group_may_be_empty_and_filled_later(name: str) -> None:
     runs = []
     for which in late:
         model = net()
-        first, second = halves(model)
+        first, second = [*model.parameters()][:3], [*model.parameters()][3:]
         groups = [{"params": first}, {"params": second}] if which is None else [{"params": first}]
         groups = groups if which != "second" else [{"params": []}, *groups, {"params": []}]
         optimizer = EVERY[name](groups)
@@ -210,7 +212,7 @@ def test_frozen_parameters_may_be_of_any_dtype(dtype: torch.dtype) -> None:
     assert set(optimizer.state_dict()["state"]) == {1}
     other = untuned.Prodigy([frozen, p])
     other.load_state_dict(optimizer.state_dict())
-    assert other.metrics() == optimizer.metrics()
+    assert other.metrics()["d"] == optimizer.metrics()["d"] > 1e-6
 
 
 def test_one_tensor_is_a_group_as_in_torch() -> None:

@@ -88,7 +88,7 @@ def test_kernels_round_as_the_reference(name: str) -> None:
 
 def test_it_takes_the_place_of_kahan_sum() -> None:
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-    assert "compensation" not in untuned.Prodigy([p], stochastic_rounding=True).state[p]
-    assert "compensation" in untuned.Prodigy([p]).state[p]
+    assert "compensation" not in untuned.Prodigy([p], stochastic_rounding=True).state_dict()["state"][0]
+    assert "compensation" in untuned.Prodigy([p]).state_dict()["state"][0]
     with pytest.raises(ValueError, match="choose one of them"):
         untuned.Prodigy([p], stochastic_rounding=True, kahan_sum=True)

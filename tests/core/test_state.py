@@ -52,12 +52,13 @@ def expected_dtype(key: str, slots: torch.dtype) -> torch.dtype:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", EVERY)
-def test_state_exists_from_construction_and_is_keyed_by_parameters(name: str, policy: str) -> None:
+def test_state_exists_when_it_is_asked_for_and_is_keyed_by_parameters(name: str, policy: str) -> None:
     dtype, options, slots = POLICIES[policy]
     model = net(dtype)
     optimizer = two_groups(name, model, **options)
-    for steps in (range(0), range(3)):
-        train(model, optimizer, steps)
+    assert not optimizer.state
+    for make in (optimizer.state_dict, lambda: train(model, optimizer, range(3))):
+        make()
         assert list(optimizer.state) == list(model.parameters())
         for p, held in optimizer.state.items():
             assert {key: value.dtype for key, value in held.items()} == {
@@ -430,6 +431,7 @@ def test_half_precision_weights_follow_the_float64_run(name: str) -> None:
 def test_layouts_of_slots_follow_the_parameter() -> None:
     conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     optimizer = EVERY["prodigy"](conv.parameters())
+    optimizer.state_dict()  # makes the slots
     assert conv.weight.stride() != (36, 9, 3, 1)
     for key in ("exp_avg", "exp_avg_sq", "s", "p0"):
         assert optimizer.state[conv.weight][key].stride() == conv.weight.stride()

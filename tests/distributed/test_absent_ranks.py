@@ -37,7 +37,7 @@ def owned(model: nn.Module, rank: int) -> list[nn.Parameter]:
     return [*model.get_submodule("02"[rank]).parameters()]
 
 
-def step(model: nn.Module, optimizer: untuned.Optimizer, k: int) -> None:
+def step(model: nn.Module, optimizer: untuned.Optimizer, k: int, samples: slice = slice(None)) -> None:
     for p in model.parameters():
         p.grad = None
     loss = processes.loss_on(model, k, slice(None))
@@ -45,7 +45,7 @@ def step(model: nn.Module, optimizer: untuned.Optimizer, k: int) -> None:
     for rank, steps in WITHOUT.items():
         for p in model.parameters() if rank is None else owned(model, rank):
             p.grad = None if k in steps else p.grad
-    optimizer.step(loss=loss.detach(), sample_ids=torch.arange(8))
+    optimizer.step(loss=loss.detach(), sample_ids=torch.arange(8)[samples])
 
 
 def without_gradients(rank: int, name: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def without_gradients(rank: int, name: str) -> dict[str, Any]:
     mine[rank] = owned(model, rank)
     optimizer = build(name, mine, shard_group="world", clip_grad_norm=2.0)
     for k in range(STEPS):
-        step(model, optimizer, k)
+        step(model, optimizer, k, slice(rank, None, 2))  # which are what each rank saw
         for i in range(2):
             for p in owned(model, i):
                 dist.broadcast(p.detach(), src=i)
@@ -156,7 +156,7 @@ def joined(rank: int, folder: Path, *, name: str, together: bool) -> dict[str, A
                 loss = processes.loss_on(wrapped, k, slice(rank, None, 2))
                 loss.backward()
                 optimizer.step(loss=loss.detach())
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
     except RuntimeError as error:
         said = str(error)
     return {"end": processes.vector(model), "said": said, "losses": losses}
@@ -173,7 +173,7 @@ def test_ranks_with_other_numbers_of_batches_join(name: str, tmp_path: Path) -> 
         optimizer.zero_grad()
         losses = [processes.loss_on(model, k, slice(rank, None, 2)) for rank in here]
         (sum(losses) / 2).backward()
-        optimizer.step(loss=sum(float(loss) for loss in losses) / len(here))
+        optimizer.step(loss=sum(float(loss.detach()) for loss in losses) / len(here))
     way = (processes.vector(model) - processes.vector(processes.network())).abs().max()
     assert zero["said"] == one["said"] == ""
     for rank in (zero, one):

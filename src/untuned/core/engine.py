@@ -149,7 +149,7 @@ class Optimizer(torch.optim.Optimizer):
         self.sample_ids: torch.Tensor | None = None
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._advised: set[Any] = set()
-        self._together: Any = None  # whether anything may change in this step, where ranks hold different parameters
+        self._together: list[Any] | None = None  # where ranks hold different parameters: whether each group may change
         self._driven = any("loss" in part.needs for part in self.parts.values())
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
@@ -228,7 +228,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{self._title}: {renamed[0]} is an option of the optimizer, not of a group; "
                 f"a group may have {', '.join(self.defaults)}."
             )
-        tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in group["params"]]
+        tensors: list[Any] = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in group["params"]]
         known = {p for g in getattr(self, "param_groups", ()) for p in g["params"]}
         for p in tensors:
             check_parameter(self._title, p)
@@ -258,11 +258,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that have not taken a step yet, but may, are in it."""
-        state.keep_to_groups(self)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad and not self.state.get(p):
-                    state.create_slots(self, p, group)
+        state.own(self)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -381,6 +377,8 @@ class Optimizer(torch.optim.Optimizer):
         result = loss if loss is not None else computed
         if any(isinstance(group["lr"], torch.Tensor) or group["lr"] != 0 for group in self.param_groups):
             self._step(loss, computed, sample_ids)
+        elif not self.state:
+            state.own(self)  # which is what torch.distributed.checkpoint makes such a step for
         self._recorded = []
         return result
 
@@ -394,7 +392,7 @@ class Optimizer(torch.optim.Optimizer):
         except Exception:
             self._call_roll(ready=False)
             raise
-        self._together = self._call_roll(ready=True, live=bool(buckets))
+        self._together = self._call_roll(ready=True, live=[b.source[0] for b in buckets])
         self._take_loss(value, ids)
         if not buckets and self._together is None:
             return
@@ -410,17 +408,19 @@ class Optimizer(torch.optim.Optimizer):
         """Whether ranks add something up in a step: then all of them have to, whatever each holds."""
         return max(totals.size(self.shard_group), totals.size(self.loss_group) if self._driven else 1) > 1
 
-    def _call_roll(self, ready: bool, live: bool = False) -> Any:
+    def _call_roll(self, ready: bool, live: Iterable[int] = ()) -> list[Any] | None:
         """Tell the other ranks whether this one is ready for the step, and hear whether all are.
 
-        -> where ranks hold different parameters: whether any holds some that may change; elsewhere None. A rank that
-        has run out of batches in `DistributedDataParallel.join` adds up one float32, too, a zero. What a GPU adds up is
-        not read, since one would have to wait for it: there the step changes nothing.
+        `live`: the numbers of the groups in which it has gradients. -> where ranks hold different parameters: for every
+        group, whether it may change; elsewhere None. A rank that has run out of batches in
+        `DistributedDataParallel.join` adds up one float32, too, a zero. What a GPU adds up is not read, since one would
+        have to wait for it: there the step changes nothing.
         """
-        together = None
+        together: list[Any] = []
         on_host = self.device.type == "cpu"
         loss_group = self.loss_group if self._driven and on_host else None
-        for group, said in ((loss_group, [ready]), (self.shard_group, [ready, live])):
+        groups = range(len(self.param_groups))
+        for group, said in ((loss_group, [ready]), (self.shard_group, [ready, *(i in live for i in groups)])):
             if (size := totals.size(group)) > 1:
                 counts = torch.stack([number_from(float(value), self.device) for value in said]).float()
                 counts = totals.over_shards(counts, group)
@@ -430,8 +430,9 @@ class Optimizer(torch.optim.Optimizer):
                         f"One that failed says why itself; one that ran out of batches in model.join() needs "
                         f"torch.distributed.algorithms.join.Join([model, optimizer]) in its place."
                     )
-                together = (counts[0] == size) & (counts[1] > 0) if len(said) > 1 else None
-        return together
+                alive = (counts[1:] > 0) & (counts[0] == size)
+                together = [on & torch.as_tensor(g["lr"] != 0) for on, g in zip(alive, self.param_groups, strict=False)]
+        return together or None
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
@@ -442,15 +443,13 @@ class Optimizer(torch.optim.Optimizer):
         if same:
             _take_gradients(buckets, live)
         if not same or not self._tensors.found(self, buckets):
-            state.keep_to_groups(self)
+            for p in itertools.chain.from_iterable(params for params, _ in live):
+                check_parameter(self._title, p)
+                check_gradient(self._title, p)
+            state.own(self)
             state.follow_numbers(self)
-            for group, (params, _) in zip(self.param_groups, live, strict=True):
-                for p in params:
-                    check_parameter(self._title, p)
-                    check_gradient(self._title, p)
-                    if not self.state.get(p):
-                        state.create_slots(self, p, group)
-                    state.follow_parameter(self, p)
+            for p in itertools.chain.from_iterable(params for params, _ in live):
+                state.follow_parameter(self, p)
             buckets = arrange(live, self.param_groups, self.state)
             _take_gradients(buckets, live)
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
@@ -542,15 +541,18 @@ class Optimizer(torch.optim.Optimizer):
     def _go_on_if(self, buckets: list[Bucket], flag: torch.Tensor) -> None:
         """Let buckets change only where the flag holds too, and count the step as skipped if it does not."""
         self.param_groups[0]["skipped"].add_(self.on_any(buckets) & ~flag)
-        self._together = None if self._together is None else self._together & flag
+        self._together = None if self._together is None else [on & flag for on in self._together]
         for bucket in buckets:
             here = flag.to(bucket.device)
             bucket.on = here if bucket.on is None else bucket.on & here
 
-    def on_any(self, buckets: list[Bucket]) -> Any:
-        """Whether any of these buckets may change: True, or a 0-dim bool tensor; one answer for ranks with others."""
+    def on_any(self, buckets: list[Bucket], number: int | None = None) -> Any:
+        """Whether any of these buckets, those of one group or (None) of all, may change: True, or a 0-dim bool tensor.
+
+        Where ranks hold different parameters it is the same on all.
+        """
         if self._together is not None:
-            return self._together & torch.as_tensor(self.top != 0, device=self.device)
+            return torch.stack(self._together).any() if number is None else self._together[number]
         flags = [b.on for b in buckets if b.on is not None]
         return torch.stack([f.to(self.device) for f in flags]).any() if len(flags) == len(buckets) else True
 
@@ -586,11 +588,11 @@ class Optimizer(torch.optim.Optimizer):
     def _decide(self, role: str, verb: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part, start = self.parts[role], 0
         with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
-            for group in [None] if part.scope == "model" else self.param_groups:
-                mine = [bucket for bucket in buckets if group is None or bucket.group is group]
+            for number in [None] if part.scope == "model" else range(len(self.param_groups)):
+                mine = [bucket for bucket in buckets if number in (None, bucket.source[0])]
                 rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
                 if mine or (self._together is not None and part.scope != "tensor"):
-                    frame = ScalarFrame(self, part, group, mine, role in self._in_numpy)
+                    frame = ScalarFrame(self, part, number, mine, role in self._in_numpy)
                     columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
                     added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                     here = (column if keep else next(added) for column, keep in columns)
@@ -676,6 +678,7 @@ class Optimizer(torch.optim.Optimizer):
         `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
         others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
         """
+        state.own(self)
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
             trained = [p for p in group["params"] if self.state.get(p)]

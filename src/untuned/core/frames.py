@@ -154,13 +154,13 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    def __init__(self, opt: Optimizer, part: Part, group: Group | None, buckets: list[Bucket], in_numpy: bool) -> None:
+    def __init__(self, opt: Optimizer, part: Part, number: int | None, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets, self.fresh = opt, part.scope, buckets, dict[str, Any]()
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (opt.device, *(b.device for b in buckets)))
-        self.group = group or opt.param_groups[0]
+        self.group = opt.param_groups[number or 0]
         self.rows = {n.key for n in part.numbers().values() if part.per_tensor(n)}
-        self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
+        self.on, self.on_rows = self.seen(opt.on_any(buckets, number)), self.seen(opt.on_rows(buckets))
 
     def seen(self, value: Any) -> Any:
         return value.numpy() if self.in_numpy and isinstance(value, torch.Tensor) else value

@@ -92,11 +92,17 @@ def fill_start_slots(opt: Optimizer, bucket: Bucket) -> None:
     bucket.begun = not known or bool(bucket.numbers["step"].numpy().all())
 
 
-def keep_to_groups(opt: Optimizer) -> None:
-    """Let go of the state of tensors that are in no group any more: some trainers exchange them after construction."""
-    members = {p for group in opt.param_groups for p in group["params"]}
+def own(opt: Optimizer) -> None:
+    """Give every tensor of the groups that may be trained its state, and let go of what belonged to others.
+
+    Not before the first step: trainers shard models, and exchange the tensors in the groups, after construction.
+    """
+    members = {p: group for group in opt.param_groups for p in group["params"]}
     for p in [p for p in opt.state if p not in members]:
         del opt.state[p]
+    for p, group in members.items():
+        if (p.requires_grad or p.grad is not None) and not opt.state.get(p):
+            create_slots(opt, p, group)
 
 
 def follow_numbers(opt: Optimizer) -> None:
@@ -272,8 +278,5 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
         for key, value in held.items():
             dtype = _dtype(opt, p, slots[key]) if key in slots else torch.float32 if key == "step" else torch.float64
             opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)
-    for group in opt.param_groups:
-        for p in group["params"]:
-            if p.requires_grad and "step" not in opt.state[p]:
-                create_slots(opt, p, group)
+    own(opt)
     tie_numbers(opt)
