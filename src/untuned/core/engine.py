@@ -35,6 +35,9 @@ ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "dec
 
 
 _OPTIONS = ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum", "stochastic_rounding", "clip_grad_norm")
+_ANY, _NO = (None, False, True), (False,)
+# Options of torch.optim's classes, with the values that change nothing here.
+_TORCH = {"fused": _ANY, "foreach": _ANY, "capturable": _ANY, "differentiable": _NO, "amsgrad": _NO}
 
 
 class EngineOptions(TypedDict, total=False):
@@ -53,7 +56,10 @@ class EngineOptions(TypedDict, total=False):
     memory. clip_grad_norm: scale gradients so that their norm, over all tensors that take part, is at most this
     (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the
     norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs as written, "native" as
-    compiled kernels (needs numba), "auto" (default) as kernels where they exist.
+    compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused, foreach, capturable: options of
+    torch.optim, also in groups: any value is accepted and changes nothing, since kernels are fused wherever they exist
+    and a step on CUDA can be captured. differentiable, amsgrad, decoupled_weight_decay: likewise, but only with the
+    value that is so here, which is False, False, and whether weight decay is decoupled.
     """
 
     maximize: bool
@@ -65,6 +71,12 @@ class EngineOptions(TypedDict, total=False):
     stochastic_rounding: bool
     clip_grad_norm: float | None
     execution: str
+    fused: bool | None
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+    amsgrad: bool
+    decoupled_weight_decay: bool
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -91,6 +103,7 @@ class Optimizer(torch.optim.Optimizer):
         stochastic_rounding: bool = False,
         clip_grad_norm: float | None = None,
         execution: str = "auto",
+        **others: Any,
     ) -> None:
         self.parts: dict[str, Any] = {
             "direction": direction,
@@ -101,6 +114,9 @@ class Optimizer(torch.optim.Optimizer):
         for role, kind in ROLES.items():
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
+        if unknown := sorted(self._without_torch_options(others)):
+            known = ", ".join(sorted(self._options))
+            raise TypeError(f"{self._title} has no option {unknown[0]!r}; its options are {known}.")
         check_flag(self._title, "maximize", maximize)
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
         if kahan_sum is not None:
@@ -189,7 +205,7 @@ class Optimizer(torch.optim.Optimizer):
         numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
         # by an optimizer whose groups are used again
         written = numbers | state.number_keys(self) | {"training", "method", "touched"}
-        group = {k: v for k, v in param_group.items() if k not in written}
+        group = self._without_torch_options({k: v for k, v in param_group.items() if k not in written})
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
         self._check_group(group)
@@ -200,6 +216,24 @@ class Optimizer(torch.optim.Optimizer):
         for p in group["params"]:
             if p.requires_grad:  # the frozen part of a model costs nothing until it is trained
                 state.create_slots(self, p, group)
+
+    @property
+    def _options(self) -> set[str]:
+        """The names of what the constructor takes."""
+        own = inspect.signature(type(self)).parameters
+        return {*own, *EngineOptions.__annotations__} - {"params", "engine", "others"}
+
+    def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The options given without those of torch.optim, of which none may ask for what is not so here."""
+        torchs = _TORCH | {"decoupled_weight_decay": (self.parts["decay"].decoupled,)}
+        torchs = {k: v for k, v in torchs.items() if all(k not in part.fields for part in self.parts.values())}
+        for key, allowed in torchs.items():
+            if key in given and given[key] not in allowed:
+                raise ValueError(
+                    f"{self._title}: {key}, an option of torch.optim, must be {' or '.join(map(repr, allowed))} here, "
+                    f"not {given[key]!r}. Leave it out, or use a class that does it."
+                )
+        return {key: value for key, value in given.items() if key not in torchs}
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
@@ -216,8 +250,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"{self._title}: {name} shapes the method and is {value!r} for all groups, not {group[name]!r} "
                     f"in one. Build a second optimizer for these parameters."
                 )
-        own = {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__} - {"params"}
-        if renamed := sorted(own & group.keys() - fixed.keys() - self.defaults.keys()):
+        if renamed := sorted(self._options & group.keys() - fixed.keys() - self.defaults.keys()):
             raise ValueError(
                 f"{self._title}: {renamed[0]} is an option of the optimizer, not of a group; "
                 f"a group may have {', '.join(self.defaults)}."
