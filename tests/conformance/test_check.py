@@ -104,6 +104,37 @@ class Lonely(torch.optim.SGD):
         return super().step(closure)
 
 
+class Refusal(Exception):  # noqa: N818
+    """What a package may have of its own, neither ValueError nor TypeError."""
+
+
+class Particular(torch.optim.SGD):
+    """Refuses what is wrong with an exception class of its own."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        if options.keys() - {"lr"}:
+            raise Refusal("there is no such option")
+        try:
+            super().__init__(list(params), **options)
+            if not 0 <= self.param_groups[0]["lr"] < float("inf"):
+                raise Refusal("lr is out of range")
+        except Exception as error:
+            raise Refusal(str(error)) from None
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        try:
+            super().load_state_dict(state_dict)
+        except Exception as error:
+            raise Refusal(str(error)) from None
+
+
+class OnlyLr(torch.optim.SGD):
+    def __init__(self, params: Any, **options: Any) -> None:
+        if options:
+            raise Refusal("there are no options")
+        super().__init__(params, lr=0.1)
+
+
 def failures(factory: Any, **more: Any) -> dict[str, str]:
     with pytest.raises(AssertionError) as caught:
         check_optimizer(factory, **more)
@@ -156,6 +187,16 @@ def test_a_sloppy_optimizer_fails_in_sentences_about_its_users(capsys: pytest.Ca
     reads = "it reads values back 6 times with 6 tensors, 24 times with 24"
     assert found["no_host_read"] == f"on a GPU every step waits for the device: {reads}"
     assert found["prints_nothing"] == "it prints, on every rank: 'step 1'"
+
+
+REFUSALS = [name for name in CHECKS if name.endswith(("_refused", "foreign_checkpoint"))]
+
+
+def test_a_refusal_counts_whatever_the_class_of_the_exception() -> None:
+    assert len(REFUSALS) == 7
+    assert [r.status for r in check_optimizer(Particular, only=REFUSALS)] == ["passed"] * 7
+    lr = [name for name in REFUSALS if "_lr_" in name]
+    assert [r.remark for r in check_optimizer(OnlyLr, only=lr)] == ["it has no option lr"] * 3
 
 
 def test_modes_and_precision_of_loaded_state() -> None:
