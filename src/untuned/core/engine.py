@@ -196,6 +196,7 @@ class Optimizer(torch.optim.Optimizer):
     def has_modes(self) -> bool:
         return "modes" in self.parts["iterate"].gives
 
+    @torch.inference_mode(False)  # what an optimizer keeps is changed later, when inference mode is over
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
         if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -303,6 +304,7 @@ class Optimizer(torch.optim.Optimizer):
         self._begun = {p for p, held in states.items() if held and float(held["step"]) > 0}
         self._know_versions()
 
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that were unfrozen since the last step are in it."""
         for group in self.param_groups:
@@ -311,6 +313,7 @@ class Optimizer(torch.optim.Optimizer):
                     state.create_slots(self, p, group)
         return self._with_touched(super().state_dict())
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
 
@@ -381,6 +384,7 @@ class Optimizer(torch.optim.Optimizer):
         return ids.to(self.device, torch.int64)
 
     @torch._disable_dynamo  # as torch.optim does: a compiled training loop calls the kernels as they are
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -608,6 +612,7 @@ class Optimizer(torch.optim.Optimizer):
         """Put the point to evaluate into the parameters; call `train()` before the next step."""
         self._switch(False)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
         if not self.has_modes or self.param_groups[0]["training"] == training:
