@@ -117,8 +117,6 @@ def test_options_of_torch_that_change_nothing_are_accepted(name: str) -> None:
     [
         ("differentiable", True, "False"),
         ("amsgrad", True, "False"),
-        ("fused", "yes", "None or False or True"),
-        ("foreach", 2, "None or False or True"),
         ("decoupled_weight_decay", None, "(True|False)"),
     ],
 )
@@ -128,7 +126,7 @@ def test_options_of_torch_that_would_change_something_are_refused(
     def build(params: Any, **options: Any) -> Any:
         return untuned.compose(params, **options) if name == "compose" else untuned.create(params, name, **options)
 
-    sentence = rf"^\w+: {option}, an option of torch\.optim, must be {wanted} here, not {re.escape(repr(value))}\. "
+    sentence = rf"^\w+: {option} is always {wanted} here, not {re.escape(repr(value))}\. Leave it out\.$"
     with pytest.raises(ValueError, match=sentence):
         build([weight()], **{option: value})
     with pytest.raises(ValueError, match=sentence):
@@ -137,10 +135,10 @@ def test_options_of_torch_that_would_change_something_are_refused(
 
 def test_decoupled_weight_decay_is_that_of_the_class() -> None:
     for cls, other in ((untuned.Adam, True), (untuned.SGD, True), (untuned.AdamW, False), (untuned.MoMoAdam, False)):
-        with pytest.raises(ValueError, match=rf"decoupled_weight_decay, .* must be {not other} here, not {other}\."):
+        with pytest.raises(ValueError, match=rf"decoupled_weight_decay is always {not other} here, not {other}\."):
             cls([weight()], decoupled_weight_decay=other)
     assert untuned.Prodigy([weight()], decouple=False, decoupled_weight_decay=False)
-    with pytest.raises(ValueError, match=r"decoupled_weight_decay, .* must be False here, not True"):
+    with pytest.raises(ValueError, match=r"decoupled_weight_decay is always False here, not True"):
         untuned.Prodigy([weight()], decouple=False, decoupled_weight_decay=True)
 
 

@@ -35,9 +35,6 @@ ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "dec
 
 
 _OPTIONS = ("maximize", "skip_nonfinite", "slot_dtype", "kahan_sum", "stochastic_rounding", "clip_grad_norm")
-_ANY, _NO = (None, False, True), (False,)
-# Options of torch.optim's classes, with the values that change nothing here.
-_TORCH = {"fused": _ANY, "foreach": _ANY, "capturable": _ANY, "differentiable": _NO, "amsgrad": _NO}
 
 
 class EngineOptions(TypedDict, total=False):
@@ -49,17 +46,21 @@ class EngineOptions(TypedDict, total=False):
     float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over whose ranks
     the loss is averaged, "world" (default; with tensor parallelism give the data-parallel group), or None for one that
     is already averaged. shard_group: the process group (or "world") whose ranks hold different parameters as plain
-    tensors, as in `ZeroRedundancyOptimizer` and FSDP1: what is summed over the model is added over it (default None;
-    FSDP2 and tensor parallelism need nothing). kahan_sum: keep what rounding takes from float16 and bfloat16 parameters
-    in a slot, so that small steps add up (default None: for methods that measure how far the parameters moved).
-    stochastic_rounding: round bfloat16 parameters and slots up or down at random instead, without bias and without
-    memory. clip_grad_norm: scale gradients so that their norm, over all tensors that take part, is at most this
-    (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the
-    norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs as written, "native" as
-    compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused, foreach, capturable: options of
-    torch.optim, also in groups: any value is accepted and changes nothing, since kernels are fused wherever they exist
-    and a step on CUDA can be captured. differentiable, amsgrad, decoupled_weight_decay: likewise, but only with the
-    value that is so here, which is False, False, and whether weight decay is decoupled.
+    tensors, as in `ZeroRedundancyOptimizer`, DeepSpeed's ZeRO and FSDP1: what is summed over the model is added over it
+    (default None; FSDP2 and tensor parallelism need nothing). Where it is forgotten, or one rank alone holds some of
+    the parameters (experts), every rank chooses a step of its own and what they hold in common drifts apart;
+    `metrics()` warns of it if the method needs the loss, with which its numbers are compared over loss_group in every
+    step, while for other methods nothing goes from rank to rank that would show it. kahan_sum: keep what rounding takes
+    from float16 and bfloat16 parameters in a slot, so that small steps add up (default None: for methods that measure
+    how far the parameters moved). stochastic_rounding: round bfloat16 parameters and slots up or down at random
+    instead, without bias and without memory. clip_grad_norm: scale gradients so that their norm, over all tensors that
+    take part, is at most this (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step,
+    but without writing them; the norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs
+    as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused,
+    foreach, capturable: options of torch.optim, also in groups: any value is accepted and changes nothing, since
+    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad,
+    decoupled_weight_decay: likewise, but only with the value that is so here, which is False, False, and whether weight
+    decay is decoupled.
     """
 
     maximize: bool
@@ -155,6 +156,7 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
+        self._apart: Any = False  # whether numbers of the model were seen to differ between ranks
         self._lands = hasattr(self.parts["step_size"], "land")
         self._wanders = self._lands and any("p" in one.program(self, frozenset()).stores for one, _ in self._plan[:-1])
         self.touched = False  # whether the weights may be elsewhere than the last sweep of the last step left them
@@ -226,15 +228,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
-        torchs = _TORCH | {"decoupled_weight_decay": (self.parts["decay"].decoupled,)}
-        torchs = {k: v for k, v in torchs.items() if all(k not in part.fields for part in self.parts.values())}
-        for key, allowed in torchs.items():
-            if key in given and given[key] not in allowed:
-                raise ValueError(
-                    f"{self._title}: {key}, an option of torch.optim, must be {' or '.join(map(repr, allowed))} here, "
-                    f"not {given[key]!r}. Leave it out, or use a class that does it."
-                )
-        return {key: value for key, value in given.items() if key not in torchs}
+        must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
+        own = {name for part in self.parts.values() for name in part.fields}
+        for key in (must.keys() & given.keys()) - own:
+            if given[key] != must[key]:
+                raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
+        return {k: v for k, v in given.items() if k in own or k not in (*must, "fused", "foreach", "capturable")}
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
@@ -503,7 +502,8 @@ class Optimizer(torch.optim.Optimizer):
                 )
             ids = self._checked_ids(sample_ids)
             value = self._scalar_loss(given, ids)
-        value = totals.mean_over_ranks(value, self.loss_group)
+        value, apart = totals.mean_over_ranks(value, self.loss_group, state.numbers_of_model(self))
+        self._apart |= apart
         if ids is not None:
             ids = totals.of_all_ranks(self._title, ids, self.loss_group)
         return -value if self.maximize else value, ids
@@ -672,14 +672,17 @@ class Optimizer(torch.optim.Optimizer):
                     found[n.key] = torch.stack(held).mean()
                 elif not part.per_tensor(n) and first[n.key].dim() == 0:
                     found[n.key] = first[n.key]
-        found |= {"steps": first["steps"], "skipped": first["skipped"]}
+        found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": self._apart}
         if self.grad_norm is not None:
             found["grad_norm"] = self.grad_norm
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
         values = dict(zip(found, read.tolist(), strict=True))
-        for part in self.parts.values():
-            if part not in self._advised and hasattr(part, "advice") and (text := part.advice(values)):
-                self._advised.add(part)
+        texts = {part: part.advice(values) for part in self.parts.values() if hasattr(part, "advice")}
+        if values.pop("apart"):
+            texts["ranks"] = f"{self._title}: {totals.APART}"
+        for by, text in texts.items():
+            if text and by not in self._advised:
+                self._advised.add(by)
                 warnings.warn(text, stacklevel=2)
         return values
 

@@ -101,6 +101,12 @@ def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
         held.pop(COMPENSATION, None)
 
 
+def numbers_of_model(opt: Optimizer) -> list[torch.Tensor]:
+    """Those of one truth for the whole model, but for long vectors."""
+    found = _numbers(opt, per_tensor=False)
+    return [opt.param_groups[0][n.key] for part, n in found if part.scope == "model" and not n.size]
+
+
 def number_keys(opt: Optimizer) -> set[str]:
     return {"steps", "skipped"} | {n.key for _, n in _numbers(opt, per_tensor=False)}
 

@@ -13,6 +13,11 @@ import torch.distributed as dist
 
 from untuned.core.buckets import Bucket
 
+APART = (
+    "the numbers that choose the step differ between ranks, whose replicas drift apart: parameters that only one rank "
+    "holds (experts, DeepSpeed's shares) need shard_group, the process group over which they are spread."
+)
+
 
 def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Rows of sums, one per live tensor bucket by bucket, from one block [tensors, sums] per bucket.
@@ -53,13 +58,18 @@ def _process_group(group: Any) -> Any:
     return dist.group.WORLD if group == "world" else group
 
 
-def mean_over_ranks(loss: torch.Tensor, group: Any) -> torch.Tensor:
-    """The mean of every rank's loss."""
+def mean_over_ranks(loss: torch.Tensor, group: Any, numbers: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+    """The mean of every rank's loss, and whether numbers that should be equal on all ranks differ from their means.
+
+    They go with the loss, so that this costs no collective of its own, and nobody waits for a rank that does not ask.
+    """
     if (group := _process_group(group)) is None:
-        return loss
-    total = loss.clone()
-    dist.all_reduce(total, group=group)
-    return total / dist.get_world_size(group)
+        return loss, False
+    here = torch.cat([value.reshape(-1) for value in (loss, *numbers)])
+    mean = here.clone()
+    dist.all_reduce(mean, group=group)
+    mean /= dist.get_world_size(group)
+    return mean[0], ((mean - here)[1:].abs() > 1e-6 * mean[1:].abs()).any()
 
 
 def many_ranks() -> bool:
