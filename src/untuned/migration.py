@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from untuned.core.buckets import sliced
 from untuned.core.declare import check
 from untuned.core.engine import Optimizer
 from untuned.core.frames import number_from
@@ -45,8 +47,15 @@ class _Run(NamedTuple):
         return ValueError(f"{type(self.optimizer).__name__}: {why}")
 
     def must_be(self, option: str, saved: Any, built: Any) -> None:
-        if saved != built:
-            raise self.refusal(f"the run has {option}={saved!r} and cannot go on with {option}={built!r}, as built.")
+        """Refuse a run that does otherwise, and say which option of ours does as it does, or what it lacks."""
+        if saved == built:
+            return
+        advice = "no option here does it, so the run can only go on where it began"
+        if option in {*inspect.signature(type(self.optimizer)).parameters, "maximize"}:
+            advice = f"build it with {option}={saved!r}"
+        elif option == "decoupled_weight_decay":
+            advice = "it is True of AdamW and False of Adam, so migrate into the other of them"
+        raise self.refusal(f"the run has {option}={saved!r}, this optimizer has {option}={built!r}: {advice}.")
 
 
 def _sgd(run: _Run) -> None:
@@ -122,9 +131,10 @@ def _one_estimate(run: _Run, key: str = "numerator_weighted", here: str = "", si
 def _prodigy(run: _Run) -> None:
     _one_estimate(run, "d_numerator")
     for t in run.tensors:
+        seen = sliced(t.p, run.optimizer.parts["step_size"].every)  # theirs are flat, also of whole tensors
         p0 = t.theirs["p0"]  # a single zero, if the tensor was all zeros
-        t.ours["p0"] = p0.reshape(t.p.shape) if p0.dim() else torch.zeros_like(t.p)
-        t.ours["s"] = t.theirs["s"].reshape(t.p.shape)
+        t.ours["p0"] = p0.reshape(seen.shape) if p0.dim() else torch.zeros_like(seen)
+        t.ours["s"] = t.theirs["s"].reshape(seen.shape)
 
 
 def _dadapt_adam(run: _Run) -> None:
@@ -162,8 +172,12 @@ def _dadapt_adagrad(run: _Run) -> None:
 
 
 def _schedule_free(run: _Run) -> None:
+    if len({theirs["train_mode"] for theirs, _ in run.groups}) > 1:
+        raise run.refusal(
+            "some groups of the run are in training mode and others in evaluation mode, as their train_mode says: "
+            "call train() or eval() of the optimizer there and save again."
+        )
     for theirs, ours in run.groups:
-        run.must_be("train_mode", theirs["train_mode"], run.groups[0][0]["train_mode"])
         ours["training"] = theirs["train_mode"]
         if "betas" in theirs:
             ours["beta"], ours["beta2"] = theirs["betas"]
@@ -269,7 +283,7 @@ def _copy_by_name(run: _Run, new: State, name: str, tensor: list[str], group: li
         "maximize": run.optimizer.maximize,
         "nesterov": getattr(parts["direction"], "nesterov", False),
         "safeguard_warmup": getattr(parts["step_size"], "safeguard_warmup", False),
-        "slice_p": 1,
+        "slice_p": parts["step_size"].every,
         "use_bias_correction": getattr(parts["step_size"], "bias_correction", False),
     }
     require("it", saved, {"state", "param_groups"})

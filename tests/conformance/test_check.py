@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -104,6 +105,84 @@ class Lonely(torch.optim.SGD):
         return super().step(closure)
 
 
+class Refusal(Exception):  # noqa: N818
+    """What a package may have of its own, neither ValueError nor TypeError."""
+
+
+class Particular(torch.optim.SGD):
+    """Refuses what is wrong with an exception class of its own."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        if options.keys() - {"lr"}:
+            raise Refusal("there is no such option")
+        try:
+            super().__init__(list(params), **options)
+            if not 0 <= self.param_groups[0]["lr"] < float("inf"):
+                raise Refusal("lr is out of range")
+        except Exception as error:
+            raise Refusal(str(error)) from None
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        try:
+            super().load_state_dict(state_dict)
+        except Exception as error:
+            raise Refusal(str(error)) from None
+
+
+class OnlyLr(torch.optim.SGD):
+    def __init__(self, params: Any, **options: Any) -> None:
+        if options:
+            raise Refusal("there are no options")
+        super().__init__(params, lr=0.1)
+
+
+class Holding(torch.optim.Optimizer):
+    """Half of the way to where steps from its start lead: its state is of the constructor, a set says who has begun."""
+
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr})
+        if not all(group["params"] for group in self.param_groups):
+            raise ValueError("a group is empty")
+        self.begun: set[Any] = set()
+        self.itself = self
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["z"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    z = self.state[p].setdefault("z", torch.zeros_like(p))
+                    if p not in self.begun:
+                        z.copy_(p)
+                        self.begun.add(p)
+                    z -= group["lr"] * p.grad
+                    p.copy_((p + z) / 2)
+
+
+class Gathering(torch.optim.SGD):
+    """Averages the loss over the processes in steps that have a gradient."""
+
+    def step(self, closure: Any = None, *, loss: Any) -> Any:
+        if dist.is_initialized() and any(p.grad is not None for g in self.param_groups for p in g["params"]):
+            dist.all_reduce(loss.detach().clone())
+        return super().step(closure)
+
+
+class Waiting(torch.optim.SGD):
+    """Says on the process that has more batches than the other that it does not do that."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        if dist.is_initialized() and dist.get_rank() == 1 and self.steps > 3:
+            raise RuntimeError("Waiting does not work in DistributedDataParallel.join().")
+        return super().step(closure)
+
+
 def failures(factory: Any, **more: Any) -> dict[str, str]:
     with pytest.raises(AssertionError) as caught:
         check_optimizer(factory, **more)
@@ -156,6 +235,71 @@ def test_a_sloppy_optimizer_fails_in_sentences_about_its_users(capsys: pytest.Ca
     reads = "it reads values back 6 times with 6 tensors, 24 times with 24"
     assert found["no_host_read"] == f"on a GPU every step waits for the device: {reads}"
     assert found["prints_nothing"] == "it prints, on every rank: 'step 1'"
+
+
+REFUSALS = [name for name in CHECKS if name.endswith(("_refused", "foreign_checkpoint"))]
+
+
+def test_a_refusal_counts_whatever_the_class_of_the_exception() -> None:
+    assert len(REFUSALS) == 7
+    assert [r.status for r in check_optimizer(Particular, only=REFUSALS)] == ["passed"] * 7
+    lr = [name for name in REFUSALS if "_lr_" in name]
+    assert [r.remark for r in check_optimizer(OnlyLr, only=lr)] == ["it has no option lr"] * 3
+
+
+HELD = ["empty_group", "exchanged_parameters", "deleted_state", "freed_at_once"]
+
+
+def test_what_is_held_beside_the_groups_and_the_state() -> None:
+    found = failures(Holding, only=HELD)
+    assert found.keys() == {*HELD}
+    assert found["empty_group"].endswith("is refused: training cannot start: ValueError: a group is empty")
+    assert found["exchanged_parameters"].startswith("the tensors in its groups cannot be exchanged, as DeepSpeed ")
+    assert ": KeyError: " in found["exchanged_parameters"]
+    assert found["deleted_state"].startswith("after `del optimizer.state[p]` twenty steps move the weights by ")
+    assert found["freed_at_once"].startswith("a deleted optimizer is part of a reference cycle: ")
+    assert gc.isenabled()
+    assert [r.status for r in check_optimizer(torch.optim.AdamW, only=HELD)] == ["passed"] * 4
+
+
+class Faithful(torch.optim.SGD):
+    """Keeps state of the tensors that it was built with, or trains them, whatever its groups hold by then."""
+
+    def __init__(self, params: Any, lr: float = 0.01, trains: bool = False) -> None:
+        super().__init__(params, lr=lr)
+        self.built_with, self.trains = list(self.param_groups[0]["params"]), trains
+
+    def step(self, closure: Any = None) -> Any:
+        now = self.param_groups[0]["params"]
+        if self.trains:
+            self.param_groups[0]["params"] = self.built_with
+        super().step(closure)
+        self.param_groups[0]["params"] = now
+
+    def state_dict(self) -> Any:
+        for p in self.built_with:
+            self.state.pop(p, None)
+        saved = super().state_dict()
+        self.state.update({p: {"size": p.numel()} for p in self.built_with})
+        return saved
+
+
+def test_exchanged_tensors_are_trained_and_the_others_let_go() -> None:
+    found = failures(Faithful, only=["exchanged_parameters"])["exchanged_parameters"]
+    assert found == "the state of 6 tensors that are in no group any more stays in memory"
+    found = failures(Faithful, options={"trains": True}, only=["exchanged_parameters"])["exchanged_parameters"]
+    assert found == "tensors put into a group in place of others train otherwise, by 1 of the way"
+
+
+def test_a_model_that_its_optimizer_holds_is_noticed() -> None:
+    kept: list[Any] = []
+
+    def build(params: Any) -> Any:
+        kept.extend(params := list(params))
+        return torch.optim.SGD(params, lr=0.1)
+
+    found = failures(build, only=["freed_at_once"])["freed_at_once"]
+    assert found == "a deleted model stays in memory after its optimizer was deleted: something still holds it"
 
 
 def test_modes_and_precision_of_loaded_state() -> None:
@@ -228,7 +372,9 @@ def test_an_optimizer_without_plain_steps() -> None:
     assert [r.status for r in results] == ["passed"] * 4 + ["does not apply", "expected failure"]
 
 
+SAME, APART = ["fsdp2", "fsdp2_uneven", "ddp"], ["gradient_on_one_rank", "ddp_join"]
 TOGETHER = [name for name, check in CHECKS.items() if check.processes == 2]
+assert TOGETHER == SAME + APART
 
 
 def test_a_check_that_hangs_or_dies_costs_itself_alone() -> None:
@@ -249,7 +395,7 @@ def pool() -> Iterator[Pool]:
 
 
 def test_two_processes_fail_in_sentences(pool: Pool) -> None:
-    sharded, uneven, replicated = pool.run(pool.detect(Target("test_check:Local")), TOGETHER)
+    sharded, uneven, replicated = pool.run(pool.detect(Target("test_check:Local")), SAME)
     assert [r.status for r in (sharded, uneven, replicated)] == ["failed"] * 3
     assert sharded.remark.startswith("under FSDP2 two processes train otherwise than one, by ")
     assert replicated.remark.startswith("the replicas of DDP drift apart, by ")
@@ -263,7 +409,20 @@ def test_one_of_two_processes_fails(pool: Pool) -> None:
 
 def test_ours_pass_in_two_processes(pool: Pool) -> None:
     target = pool.detect(Target("momo", {"execution": "reference"}))
-    assert [r.status for r in pool.run(target, TOGETHER)] == ["passed"] * 3
+    assert [r.status for r in pool.run(target, TOGETHER)] == ["passed"] * 5
+
+
+def test_processes_that_do_not_do_the_same(pool: Pool) -> None:
+    adamw = pool.run(pool.detect(Target("torch.optim:AdamW")), APART)
+    assert [(r.status, r.remark) for r in adamw] == [("passed", "")] * 2
+    [waiting] = pool.run(pool.detect(Target("test_check:Waiting")), ["ddp_join"])
+    assert (waiting.status, waiting.remark) == ("passed", "it says that it does not work with join()")
+    with Pool(timeout=8.0) as impatient:  # both would wait for as long as the process group does
+        alone, joined = impatient.run(impatient.detect(Target("test_check:Gathering")), APART)
+    assert (alone.status, joined.status) == ("failed", "failed")
+    harm = "a step in which one of two processes has no gradient (an expert without tokens) does not end: "
+    assert alone.remark.startswith(harm)
+    assert "DistributedDataParallel.join()" in joined.remark
 
 
 def untuned_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -92,6 +92,84 @@ def test_wrong_engine_options(option: str, value: Any, error: type[Exception]) -
         untuned.SGD([weight()], **{option: value})
 
 
+CHANGES_NOTHING = [("fused", None), ("fused", False), ("fused", True), ("foreach", None), ("foreach", False)]
+CHANGES_NOTHING += [("foreach", True), ("capturable", False), ("capturable", True), ("differentiable", False)]
+CHANGES_NOTHING += [("amsgrad", False)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_options_of_torch_that_change_nothing_are_accepted(name: str) -> None:
+    """By the optimizer and by its groups, which do not keep them."""
+    expected = everything(EVERY[name]([weight()]))
+    decoupled = ("decoupled_weight_decay", type(EVERY[name]([weight()]).parts["decay"]).__name__ != "Coupled")
+    for option, value in (*CHANGES_NOTHING, decoupled):
+        for optimizer in (
+            EVERY[name]([weight()], **{option: value}),
+            EVERY[name]([{"params": [weight()], option: value}]),
+        ):
+            assert option not in optimizer.param_groups[0].keys() | optimizer.defaults.keys()
+            assert different(expected, everything(optimizer)) == []
+
+
+@pytest.mark.parametrize("name", ["adam", "prodigy", "momo_adam", "compose"])
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("differentiable", True, "False"),
+        ("amsgrad", True, "False"),
+        ("decoupled_weight_decay", None, "(True|False)"),
+    ],
+)
+def test_options_of_torch_that_would_change_something_are_refused(
+    name: str, option: str, value: Any, wanted: str
+) -> None:
+    def build(params: Any, **options: Any) -> Any:
+        return untuned.compose(params, **options) if name == "compose" else untuned.create(params, name, **options)
+
+    sentence = rf"^\w+: {option} is always {wanted} here, not {re.escape(repr(value))}\. Leave it out\.$"
+    with pytest.raises(ValueError, match=sentence):
+        build([weight()], **{option: value})
+    with pytest.raises(ValueError, match=sentence):
+        build([{"params": [weight()]}, {"params": [weight()], option: value}])
+
+
+def test_decoupled_weight_decay_is_that_of_the_class() -> None:
+    for cls, other in ((untuned.Adam, True), (untuned.SGD, True), (untuned.AdamW, False), (untuned.MoMoAdam, False)):
+        with pytest.raises(ValueError, match=rf"decoupled_weight_decay is always {not other} here, not {other}\."):
+            cls([weight()], decoupled_weight_decay=other)
+    assert untuned.Prodigy([weight()], decouple=False, decoupled_weight_decay=False)
+    with pytest.raises(ValueError, match=r"decoupled_weight_decay is always False here, not True"):
+        untuned.Prodigy([weight()], decouple=False, decoupled_weight_decay=True)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_groups_of_torch_are_taken_with_the_options_that_their_optimizer_put_there(name: str) -> None:
+    given = {"lr": 0.25, "weight_decay": 0.125} | ({"momentum": 0.5} if name == "SGD" else {"eps": 0.5})
+    theirs = getattr(torch.optim, name)([weight()], **given)
+    ours = getattr(untuned, name)(theirs.param_groups, **({"momentum": 0.5} if name == "SGD" else {}))
+    assert {key: ours.param_groups[0][key] for key in given} == given
+    assert not ours.param_groups[0].keys() & {"fused", "foreach", "capturable", "differentiable", "amsgrad"}
+    added = getattr(torch.optim, name)([weight()], **given).param_groups[0]
+    ours.add_param_group(added)
+    assert {key: ours.param_groups[1][key] for key in given} == given
+
+
+def test_a_parts_own_option_of_such_a_name_stays() -> None:
+    class Maximum(Clashing):
+        amsgrad: float = hyper(default=1.0, within="[0, inf)")
+
+    optimizer = untuned.compose([{"params": [weight()], "amsgrad": 0.5}], step_size=Maximum())
+    assert optimizer.param_groups[0]["amsgrad"] == 0.5
+
+
+def test_unknown_options_are_named_with_those_there_are() -> None:
+    options = "amsgrad, betas, capturable, clip_grad_norm, decoupled_weight_decay, differentiable, eps, execution, "
+    with pytest.raises(TypeError, match=rf"^AdamW has no option 'beta1'; its options are {options}.*, weight_decay\.$"):
+        untuned.AdamW([weight()], beta1=0.9)
+    with pytest.raises(TypeError, match=r"^compose has no option 'lr'; its options are amsgrad, .*, step_size, "):
+        untuned.compose([weight()], lr=0.1)
+
+
 def test_numbers_of_numpy_are_kept_as_pythons() -> None:
     optimizer = untuned.AdamW([weight()], lr=np.float32(0.5), betas=[np.float64(0.5), 0.25], eps=np.int64(1))
     values = [optimizer.param_groups[0][key] for key in ("lr", "betas", "eps")]

@@ -113,15 +113,27 @@ def test_checkpoint_of_no_step_is_a_fresh_start():
 
 
 ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+NO_AMSGRAD = "this optimizer has amsgrad=False: no option here does it, so the run can only go on where it began"
 
 
 @pytest.mark.parametrize(
     ("saved", "name", "options", "message"),
     [
-        (begun(ADAM, lr=0.1, amsgrad=True), "adam", {}, "amsgrad=True and cannot go on with amsgrad=False"),
-        (begun(ADAM, steps=0, lr=0.1, amsgrad=True), "adam", {}, "amsgrad=True and cannot go on with amsgrad=False"),
-        (begun(ADAM, lr=0.1), "adamw", {}, "decoupled_weight_decay=False and .* decoupled_weight_decay=True"),
-        (begun(ADAM, lr=0.1), "adam", {"maximize": True}, "maximize=False and .* maximize=True"),
+        (begun(ADAM, lr=0.1, amsgrad=True), "adam", {}, f"amsgrad=True, {NO_AMSGRAD}"),
+        (begun(ADAM, steps=0, lr=0.1, amsgrad=True), "adam", {}, f"amsgrad=True, {NO_AMSGRAD}"),
+        (
+            begun(ADAM, lr=0.1),
+            "adamw",
+            {},
+            "the run has decoupled_weight_decay=False, this optimizer has decoupled_weight_decay=True: it is True of "
+            r"AdamW and False of Adam, so migrate into the other of them\.$",
+        ),
+        (
+            begun(ADAM, lr=0.1),
+            "adam",
+            {"maximize": True},
+            r"the run has maximize=False, this optimizer has maximize=True: build it with maximize=False\.$",
+        ),
         (
             begun(torch.optim.RAdam, lr=0.1),
             "adam",
@@ -129,8 +141,13 @@ ADAM, SGD = torch.optim.Adam, torch.optim.SGD
             r"not a checkpoint of torch.optim.Adam: a group has no 'amsgrad'",
         ),
         (begun(SGD, lr=0.1), "adam", {}, r"not a checkpoint of torch.optim.Adam: a group has no 'amsgrad'"),
-        (begun(SGD, lr=0.1, momentum=0.9), "sgd", {}, "momentum=0.9 and .* momentum=0,"),
-        (begun(SGD, lr=0.1, momentum=0.9, nesterov=True), "sgd", {"momentum": 0.9}, "nesterov=True and"),
+        (begun(SGD, lr=0.1, momentum=0.9), "sgd", {}, "momentum=0.9, .* has momentum=0: build it with momentum=0.9"),
+        (
+            begun(SGD, lr=0.1, momentum=0.9, nesterov=True),
+            "sgd",
+            {"momentum": 0.9},
+            "nesterov=True, .*: build it with nesterov=True",
+        ),
         (begun(SGD, lr=0.1), "momo", {}, r"not a checkpoint of momo.Momo: its state has no 'step_size_list'"),
         (begun(ADAM, lr=0.1), "prodigy", {}, r"not a checkpoint of prodigyopt.Prodigy: a group has no 'beta3'"),
         (begun(ADAM, lr=0.1, cut=True), "adam", {}, r"groups of \[2, 4\] parameters, the optimizer of \[6\]"),
@@ -145,6 +162,57 @@ def test_foreign_run_is_refused_and_nothing_changes(saved, name, options, messag
         migrate(optimizer, reference.state_dict())
     assert not problems.different(problems.everything(optimizer), before)
     assert optimizer.state_dict()["param_groups"] == groups
+
+
+def as_prodigyopt_keeps_it(optimizer, slice_p):
+    """What prodigyopt 1.1 would save of this run: flat slices, one numerator, options in the group."""
+    saved = optimizer.state_dict()
+    [group] = saved["param_groups"]
+    states = {i: {k: held[k] for k in ("step", "exp_avg", "exp_avg_sq")} for i, held in saved["state"].items()}
+    for i, held in saved["state"].items():
+        states[i] |= {"s": held["s"].flatten(), "p0": held["p0"].flatten()}
+    keys = ("params", "lr", "betas", "beta3", "eps", "weight_decay", "d0", "d_coef", "growth_rate")
+    theirs = {k: group[k] for k in keys} | {"beta3": None, "slice_p": slice_p, "decouple": True}
+    theirs |= {"use_bias_correction": False, "safeguard_warmup": False, "d": float(group["d"])}
+    theirs |= {"d_max": float(group["d_max"]), "k": 20}
+    theirs["d_numerator"] = float(sum(held["d_numerator"] for held in saved["state"].values()))
+    return {"state": states, "param_groups": [theirs]}
+
+
+@pytest.mark.parametrize("slice_p", [1, 2, 11])
+def test_prodigy_goes_on_with_its_slices_and_is_refused_with_others(slice_p):
+    model = problems.net()
+    reference = untuned.Prodigy(model.parameters(), d0=1e-2, slice_p=slice_p)
+    train(model, reference, range(20))
+    saved = as_prodigyopt_keeps_it(reference, slice_p)
+    ours = copy.deepcopy(model)
+    optimizer = untuned.Prodigy(ours.parameters(), slice_p=slice_p)
+    migrate(optimizer, saved)
+    for held, expected in zip(optimizer.state.values(), reference.state.values(), strict=True):
+        assert all(torch.equal(held[key], expected[key]) for key in ("s", "p0", "exp_avg", "exp_avg_sq"))
+    before = problems.vector(ours)
+    for net, opt in ((model, reference), (ours, optimizer)):
+        train(net, opt, range(20, 40))
+    assert (problems.vector(ours) - before).abs().max() > 1e-2
+    torch.testing.assert_close(problems.vector(ours), problems.vector(model), rtol=0, atol=1e-12)
+    other = untuned.Prodigy(ours.parameters(), slice_p=slice_p + 1)
+    sentence = (
+        f"^Prodigy: the run has slice_p={slice_p}, this optimizer has slice_p={slice_p + 1}: "
+        rf"build it with slice_p={slice_p}\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        migrate(other, saved)
+
+
+def test_what_load_state_dict_advises_works():
+    model, reference = begun(ADAM, lr=0.1)
+    optimizer = untuned.Adam(model.parameters())
+    with pytest.raises(ValueError, match=r"go on with untuned\.migrate\(optimizer, state_dict\)\.$"):
+        optimizer.load_state_dict(reference.state_dict())
+    untuned.migrate(optimizer, reference.state_dict())
+    assert optimizer.metrics()["steps"] == 20
+    with pytest.raises(ValueError, match=r"Load it into the optimizer that saved it\.$"):  # one of ours is no other's
+        untuned.AdamW(model.parameters()).load_state_dict(optimizer.state_dict())
 
 
 def test_other_refusals_change_nothing():

@@ -74,6 +74,12 @@ ENGINE: dict[str, st.SearchStrategy[Any]] = {
     "loss_group": st.sampled_from(["world", None]),
     "shard_group": st.sampled_from(["world", None]),
     "execution": st.sampled_from([*["reference"] * 6, "fast", None]),
+    "fused": st.sampled_from([None, True, False]),
+    "foreach": st.sampled_from([None, True, False]),
+    "capturable": FLAGS,
+    "differentiable": FLAGS,
+    "amsgrad": FLAGS,
+    "decoupled_weight_decay": FLAGS,
 }
 assert ENGINE.keys() == EngineOptions.__annotations__.keys()
 engine = st.lists(st.sampled_from(sorted(ENGINE)), max_size=2, unique=True).flatmap(

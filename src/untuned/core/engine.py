@@ -55,14 +55,21 @@ class EngineOptions(TypedDict, total=False):
     float32 for float16 and bfloat16 parameters, else the parameter's). loss_group: the process group over whose ranks
     the loss is averaged, "world" (default; with tensor parallelism give the data-parallel group), or None for one that
     is already averaged. shard_group: the process group (or "world") whose ranks hold different parameters as plain
-    tensors, as in `ZeroRedundancyOptimizer` and FSDP1: what is summed over the model is added over it (default None;
-    FSDP2 and tensor parallelism need nothing). kahan_sum: keep what rounding takes from float16 and bfloat16 parameters
-    in a slot, so that small steps add up (default None: for methods that measure how far the parameters moved).
-    stochastic_rounding: round bfloat16 parameters and slots up or down at random instead, without bias and without
-    memory. clip_grad_norm: scale gradients so that their norm, over all tensors that take part, is at most this
-    (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step, but without writing them; the
-    norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs as written, "native" as
-    compiled kernels (needs numba), "auto" (default) as kernels where they exist.
+    tensors, as in `ZeroRedundancyOptimizer`, DeepSpeed's ZeRO and FSDP1: what is summed over the model is added over it
+    (default None; FSDP2 and tensor parallelism need nothing). Where it is forgotten, or one rank alone holds some of
+    the parameters (experts), every rank chooses a step of its own and what they hold in common drifts apart;
+    `metrics()` warns of it if the method needs the loss, with which its numbers are compared over loss_group in every
+    step, while for other methods nothing goes from rank to rank that would show it. kahan_sum: keep what rounding takes
+    from float16 and bfloat16 parameters in a slot, so that small steps add up (default None: for methods that measure
+    how far the parameters moved). stochastic_rounding: round bfloat16 parameters and slots up or down at random
+    instead, without bias and without memory. clip_grad_norm: scale gradients so that their norm, over all tensors that
+    take part, is at most this (default None: no clipping), as `torch.nn.utils.clip_grad_norm_` does before the step,
+    but without writing them; the norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs
+    as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused,
+    foreach, capturable: options of torch.optim, also in groups: any value is accepted and changes nothing, since
+    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad,
+    decoupled_weight_decay: likewise, but only with the value that is so here, which is False, False, and whether weight
+    decay is decoupled.
     """
 
     maximize: bool
@@ -74,6 +81,12 @@ class EngineOptions(TypedDict, total=False):
     stochastic_rounding: bool
     clip_grad_norm: float | None
     execution: str
+    fused: bool | None
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+    amsgrad: bool
+    decoupled_weight_decay: bool
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -100,6 +113,7 @@ class Optimizer(torch.optim.Optimizer):
         stochastic_rounding: bool = False,
         clip_grad_norm: float | None = None,
         execution: str = "auto",
+        **others: Any,
     ) -> None:
         self.parts: dict[str, Any] = {
             "direction": direction,
@@ -110,6 +124,9 @@ class Optimizer(torch.optim.Optimizer):
         for role, kind in ROLES.items():
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
+        if unknown := sorted(self._without_torch_options(others)):
+            known = ", ".join(sorted(self._options))
+            raise TypeError(f"{self._title} has no option {unknown[0]!r}; its options are {known}.")
         check_flag(self._title, "maximize", maximize)
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
         if kahan_sum is not None:
@@ -150,6 +167,7 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._advised: set[Any] = set()
         self._together: list[Any] | None = None  # where ranks hold different parameters: whether each group may change
+        self._apart: Any = False  # whether numbers of the model were seen to differ between ranks
         self._driven = any("loss" in part.needs for part in self.parts.values())
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
@@ -189,6 +207,7 @@ class Optimizer(torch.optim.Optimizer):
     def has_modes(self) -> bool:
         return "modes" in self.parts["iterate"].gives
 
+    @torch.inference_mode(False)  # what an optimizer keeps is changed later, when inference mode is over
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
         if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -198,7 +217,7 @@ class Optimizer(torch.optim.Optimizer):
         numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
         # by an optimizer whose groups are used again
         written = numbers | state.number_keys(self) | {"training", "method"}
-        group = {k: v for k, v in param_group.items() if k not in written}
+        group = self._without_torch_options({k: v for k, v in param_group.items() if k not in written})
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
         self._check_group(group)
@@ -206,6 +225,21 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
+
+    @property
+    def _options(self) -> set[str]:
+        """The names of what the constructor takes."""
+        own = inspect.signature(type(self)).parameters
+        return {*own, *EngineOptions.__annotations__} - {"params", "engine", "others"}
+
+    def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The options given without those of torch.optim, of which none may ask for what is not so here."""
+        must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
+        own = {name for part in self.parts.values() for name in part.fields}
+        for key in (must.keys() & given.keys()) - own:
+            if given[key] != must[key]:
+                raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
+        return {k: v for k, v in given.items() if k in own or k not in (*must, "fused", "foreach", "capturable")}
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
@@ -222,8 +256,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"{self._title}: {name} shapes the method and is {value!r} for all groups, not {group[name]!r} "
                     f"in one. Build a second optimizer for these parameters."
                 )
-        own = {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__} - {"params"}
-        if renamed := sorted(own & group.keys() - fixed.keys() - self.defaults.keys()):
+        if renamed := sorted(self._options & group.keys() - fixed.keys() - self.defaults.keys()):
             raise ValueError(
                 f"{self._title}: {renamed[0]} is an option of the optimizer, not of a group; "
                 f"a group may have {', '.join(self.defaults)}."
@@ -256,11 +289,13 @@ class Optimizer(torch.optim.Optimizer):
         self._prepare()
         state.tie_numbers(self)
 
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that have not taken a step yet, but may, are in it."""
         state.own(self)
         return super().state_dict()
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
 
@@ -351,6 +386,7 @@ class Optimizer(torch.optim.Optimizer):
         return ids.to(self.device, torch.int64)
 
     @torch._disable_dynamo  # as torch.optim does: a compiled training loop calls the kernels as they are
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -504,7 +540,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_loss(self, value: torch.Tensor | None, ids: torch.Tensor | None) -> None:
         """What decisions read: the mean loss of the ranks, and the samples of all of them."""
-        self.loss = None if value is None else totals.mean_over_ranks(value, 1.0, self.loss_group)
+        if value is not None:
+            value, apart = totals.mean_over_ranks(value, state.numbers_of_model(self), self.loss_group)
+            self._apart |= apart
+        self.loss = value
         self.sample_ids = None if ids is None else totals.of_all_ranks(self._title, ids, self.loss_group)
 
     def _begin(self, buckets: list[Bucket]) -> None:
@@ -625,7 +664,8 @@ class Optimizer(torch.optim.Optimizer):
     def _step_without_batch(self) -> None:
         if self._driven:
             self._call_roll(ready=True)
-            totals.mean_over_ranks(number_from(0.0, self.device), 0.0, self.loss_group)
+            nothing = number_from(0.0, self.device)
+            totals.mean_over_ranks(nothing, state.numbers_of_model(self), self.loss_group, share=0.0)
 
     @property
     def join_device(self) -> torch.device:
@@ -645,6 +685,7 @@ class Optimizer(torch.optim.Optimizer):
         """Put the point to evaluate into the parameters; call `train()` before the next step."""
         self._switch(False)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
         if not self.has_modes or self.param_groups[0]["training"] == training:
@@ -705,14 +746,17 @@ class Optimizer(torch.optim.Optimizer):
                     found[n.key] = torch.stack(held).mean()
                 elif not part.per_tensor(n) and first[n.key].dim() == 0:
                     found[n.key] = first[n.key]
-        found |= {"steps": first["steps"], "skipped": first["skipped"]}
+        found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": self._apart}
         if self.grad_norm is not None:
             found["grad_norm"] = self.grad_norm
         read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
         values = dict(zip(found, read.tolist(), strict=True))
-        for part in self.parts.values():
-            if part not in self._advised and hasattr(part, "advice") and (text := part.advice(values)):
-                self._advised.add(part)
+        texts = {part: part.advice(values) for part in self.parts.values() if hasattr(part, "advice")}
+        if values.pop("apart"):
+            texts["ranks"] = f"{self._title}: {totals.APART}"
+        for by, text in texts.items():
+            if text and by not in self._advised:
+                self._advised.add(by)
                 warnings.warn(text, stacklevel=2)
         return values
 

@@ -124,6 +124,12 @@ def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
         held.pop(COMPENSATION, None)
 
 
+def numbers_of_model(opt: Optimizer) -> list[torch.Tensor]:
+    """Those of one truth for the whole model, but for long vectors."""
+    found = _numbers(opt, per_tensor=False)
+    return [opt.param_groups[0][n.key] for part, n in found if part.scope == "model" and not n.size]
+
+
 def number_keys(opt: Optimizer) -> set[str]:
     return {"steps", "skipped"} | {n.key for _, n in _numbers(opt, per_tensor=False)}
 
@@ -186,6 +192,8 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
                 f"{name}: another method saved this checkpoint, {method}, not {opt.recipe}. "
                 f"Load it into the optimizer that saved it."
             )
+    ours = any("method" in group for group in groups)
+    elsewhere = "" if ours else " If another package saved it, go on with untuned.migrate(optimizer, state_dict)."
     ids = [i for group in groups for i in group["params"]]
     if len({*ids}) < len(ids):
         raise ValueError(f"{name}: 'params' of this checkpoint names a parameter twice. It is not one that was saved.")
@@ -200,6 +208,7 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
                 raise ValueError(
                     f"{name}: this checkpoint has no state for parameter {i}: it is cut short, or the parameter was "
                     f"frozen when it was saved. In the latter case load it first and unfreeze the parameter then."
+                    f"{elsewhere}"
                 )
             continue
         slots = _slots(opt, p)
@@ -207,7 +216,7 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
             what = "has a foreign" if wrong[0] in held else "has no"
             raise ValueError(
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
-                f"Load it into the optimizer that saved it."
+                f"Load it into the optimizer that saved it.{elsewhere}"
             )
         for key in (key for key in slots if key in held):
             value, wanted = held[key], tuple(_seen(opt, p, key).shape)

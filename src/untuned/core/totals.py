@@ -13,6 +13,11 @@ import torch.distributed as dist
 
 from untuned.core.buckets import Bucket
 
+APART = (
+    "the numbers that choose the step differ between ranks, whose replicas drift apart: parameters that only one rank "
+    "holds (experts, DeepSpeed's shares) need shard_group, the process group over which they are spread."
+)
+
 
 def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Rows of sums, one per live tensor bucket by bucket, from one block [tensors, sums] per bucket.
@@ -55,13 +60,21 @@ def process_group(group: Any) -> Any:
     return dist.group.WORLD if group == "world" else group
 
 
-def mean_over_ranks(loss: torch.Tensor, share: float, group: Any) -> torch.Tensor:
-    """The mean of every rank's loss; the share of a rank that has run out of batches is 0."""
+def mean_over_ranks(
+    loss: torch.Tensor, numbers: list[torch.Tensor], group: Any, share: float = 1.0
+) -> tuple[torch.Tensor, Any]:
+    """The mean of every rank's loss, and whether numbers that should be equal on all ranks differ from their means.
+
+    They go with the loss, so that this costs no collective of its own, and nobody waits for a rank that does not ask.
+    The share of a rank that has run out of batches is 0.
+    """
     if (group := process_group(group)) is None:
-        return loss
-    total = torch.stack([share * loss, torch.full_like(loss, share)])
-    dist.all_reduce(total, group=group)
-    return total[0] / total[1]
+        return loss, False
+    here = torch.cat([value.reshape(-1) for value in (loss, torch.ones_like(loss), *numbers)])
+    mean = share * here
+    dist.all_reduce(mean, group=group)
+    mean = mean / mean[1]
+    return mean[0], ((mean - here)[2:].abs() > 1e-6 * mean[2:].abs()).any()
 
 
 def size(group: Any) -> int:

@@ -15,13 +15,11 @@ from untuned.testing.conformance.target import Target
 
 
 def _refused(target: Target, params: Any, harm: str, **changes: Any) -> None:
-    """The constructor raises TypeError or ValueError."""
+    """The constructor raises an exception, of whatever class: a package may have its own."""
     try:
         target.make(params, **changes)
-    except (TypeError, ValueError):
+    except Exception:
         return
-    except Exception as error:
-        raise Harm(f"{harm}: not TypeError or ValueError but {type(error).__name__} is raised") from None
     raise Harm(harm)
 
 
@@ -30,7 +28,7 @@ def _takes_lr(target: Target) -> None:
     lr = target.make(model).param_groups[0].get("lr")
     try:
         target.make(model, lr=lr)
-    except TypeError:
+    except Exception:
         raise DoesNotApply("it has no option lr") from None
 
 

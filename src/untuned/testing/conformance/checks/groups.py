@@ -43,6 +43,25 @@ def order_of_groups(target: Target) -> None:
         raise Harm(f"the order in which parameter groups are listed changes the run, by {off:.2g} of the way")
 
 
+@check("a group without parameters, as the Hugging Face Trainer makes for LoRA, is refused: training cannot start")
+def empty_group(target: Target) -> None:
+    """A group without parameters does not matter, and trains what is put into it later."""
+    alone = _run(target, lambda ps: [{"params": ps}])
+    start = vector(net())
+    if (off := relative(_run(target, lambda ps: [{"params": ps}, {"params": []}]), alone, start)) > 1e-6:
+        raise Harm(f"a group without parameters changes how the others train, by {off:.2g} of the way")
+    model = net()
+    first, head = list(model.parameters())[:4], list(model.parameters())[4:]
+    optimizer = target.build([{"params": first}, {"params": []}])
+    target.train(model, optimizer, range(4))
+    optimizer.param_groups[1]["params"].extend(head)
+    target.train(model, optimizer, range(4, 10))
+    if not torch.isfinite(vector(model)).all():
+        raise Harm("a group that was empty at first and is filled in the middle of a run makes weights infinite or NaN")
+    if any(torch.equal(p, q) for p, q in zip(head, list(net().parameters())[4:], strict=True)):
+        raise Harm("a group that was empty at first and is filled in the middle of a run is never trained")
+
+
 def _lr(target: Target) -> float:
     lr = target.make(net()).param_groups[0].get("lr")
     if lr is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,6 +223,28 @@ def memory(target: Target) -> str:
     own = {p.data_ptr() for p in model.parameters()}
     kept = {t.data_ptr(): t.nbytes for t in _tensors(list(optimizer.state.values())) if t.data_ptr() not in own}
     return f"{sum(kept.values()) / sum(p.nbytes for p in model.parameters()):.1f} times the parameters"
+
+
+@check("it cannot be built and used twice in one process")
+def freed_at_once(target: Target) -> None:
+    """A deleted optimizer and its model are freed at once, without waiting for the garbage collector."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        target.train(model := net(), optimizer := target.build(model), range(2))
+        parameter, itself = weakref.ref(next(model.parameters())), weakref.ref(optimizer)
+        del optimizer
+        if itself() is not None:
+            raise Harm(
+                "a deleted optimizer is part of a reference cycle: model and state stay in memory until the garbage "
+                "collector runs, and with the next model in it memory runs out"
+            )
+        del model
+        if parameter() is not None:
+            raise Harm("a deleted model stays in memory after its optimizer was deleted: something still holds it")
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
