@@ -358,29 +358,6 @@ def test_prodigy_without_momentum_is_the_limit_of_little_momentum():
 
 
 @pytest.mark.parametrize("make", [untuned.Prodigy, untuned.DAdaptAdam])
-@pytest.mark.parametrize("options", [{}, {"use_bias_correction": True}], ids=str)
-def test_lr_of_a_group_is_a_unit_of_measurement(make, options):
-    """A group at a fifth of the lr moves like y = 5 x at the full one."""
-
-    def grouped(params):
-        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
-        return make(groups, d0=1e-3, eps=NO_EPS, **options)
-
-    wave = 0.6 + 0.4 * np.sin(np.arange(30))
-    ours, numbers, _ = follow(grouped, logistic, START, 30, wave)
-    stretched, expected, _ = follow(
-        lambda p: make(p, d0=1e-3, eps=NO_EPS, **options),
-        lambda p, k: logistic([p[0], p[1] / 5], k),
-        [START[0], 5 * START[1]],
-        30,
-        wave,
-    )
-    assert expected["d"][-1] > 10 * expected["d"][0]
-    assert_close(ours * np.repeat([1, 5], [6, 2]), stretched, 1e-11)
-    assert_close(numbers["d"] / expected["d"], 1.0, 1e-11)
-
-
-@pytest.mark.parametrize("make", [untuned.Prodigy, untuned.DAdaptAdam])
 def test_resting_tensor_does_not_raise_the_estimate(make):
     """Its share leaves the numerator with it, as it leaves the denominator; else d would jump, and never come back."""
 

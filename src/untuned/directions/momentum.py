@@ -46,6 +46,9 @@ class Momentum(Direction):
         taken = 1 - x.dampening
         return x.momentum, taken if self.correct else where(x.k == 1, 1.0, taken)
 
+    def bias(self, x: Place) -> Any:
+        return x.rho if self.correct else 1.0
+
     def accumulate(self, x: Place) -> None:
         x.m = x.keep * x.m + x.a * x.take * x.g
 
