@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import untuned
-from untuned import directions, step_sizes, weight_decay
+from untuned import directions, iterates, step_sizes, weight_decay
 from untuned.schedules import LinearDecay
 
 START = [np.array([[0.3, -1.2], [0.8, 0.1], [-0.4, 1.5]]), np.array([0.2, -0.7])]
@@ -596,6 +596,57 @@ def test_schedule_free_at_lr_0_stands_still(make):
         schedule=[0.0] * 5 + [1.0] * 15,
     )
     assert_close(late[5:], path(lambda p: make(p, warmup_steps=3), steps=15), 1e-14)
+
+
+# ---------------------------------------------------------------- weight decay of dual averaging
+
+
+def decayed(make, steps=400):
+    """What weight decay alone leaves of a weight of 1: its gradient is 0."""
+    return path(make, linear([0.0]), [[1.0]], steps)[-1, 0]
+
+
+def forgetful(iterate, decay=weight_decay.Decoupled, sum_of=directions.CubeRootDA):
+    return lambda p: untuned.compose(p, sum_of(), step_sizes.Fixed(0.1), iterate, decay(0.1))
+
+
+FORGETS = "hardly decays: each step starts from x0 again"
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.1, decouple_decay=True), 1 / 1.01),
+        (lambda p: untuned.MADGRAD([{"params": p, "weight_decay": 0.1}], 0.1, 0.0, decouple_decay=True), 1 / 1.01),
+        (lambda p: untuned.MADGRAD([{"params": p, "momentum": 0.0}], 0.1, 0.9, 0.1, decouple_decay=True), 1 / 1.01),
+        (forgetful(iterates.FromStart(), weight_decay.Proximal), 1 / 1.01),
+        (forgetful(iterates.Resetting(), sum_of=directions.Gradient), 1 / 1.01),
+        (forgetful(iterates.Resetting(), weight_decay.Proximal, directions.Gradient), 1 / 1.01),
+    ],
+)
+def test_decay_that_every_step_forgets_is_warned_of(make, left):
+    with pytest.warns(UserWarning, match=FORGETS):
+        assert decayed(make) == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.9, 0.1, decouple_decay=True), 0.1 / 0.11),
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.0, decouple_decay=True), 1.0),
+        (lambda p: untuned.AdamW(p, 0.1, weight_decay=0.1), 0.99**400),
+        (lambda p: untuned.MirrorMADGRAD(p, 0.1, 0.0, 0.1, decouple_decay=True), 0.99**400),
+        (forgetful(iterates.ResettingGD(), sum_of=directions.Gradient), 0.99**400),
+    ],
+)
+def test_what_other_decays_leave(make, left):
+    """Nothing to warn of: a warning is an error here."""
+    assert decayed(make) == pytest.approx(left, rel=1e-11)
+
+
+def test_decay_in_the_gradient_is_not_forgotten():
+    assert decayed(lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.1)) < 0.05
+    assert decayed(lambda p: untuned.Resetting(p, weight_decay=0.1, d0=1.0)) < 0.9
 
 
 # ---------------------------------------------------------------- every method

@@ -22,7 +22,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 class DecaySchedule(lr_scheduler.LRScheduler):
     """Moves weight_decay, which no scheduler of torch does."""
 
-    def get_lr(self) -> list[float]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def get_lr(self) -> list[Any]:
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0.05 * (1 + self.last_epoch % 3)
         return list(self.base_lrs)

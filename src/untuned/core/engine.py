@@ -195,6 +195,9 @@ class Optimizer(torch.optim.Optimizer):
         self._check_group(group)
         self._check_shared([*self.param_groups, self.defaults | group])
         super().add_param_group(group)
+        for part in self.parts.values():
+            if hasattr(part, "caution") and (text := part.caution(group, self.parts["decay"].gives)):
+                warnings.warn(text, stacklevel=2)
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
         for p in group["params"]:
@@ -204,11 +207,11 @@ class Optimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
         for part in self.parts.values():
+            sizes = {n.size for n in part.numbers().values()}
             for name, field in part.fields.items():
-                if name in part.hypers():
-                    if name in group:
-                        group[name] = check(part.name, field, group[name])
-                else:
+                if name in part.hypers() and name in group:
+                    group[name] = check(part.name, field, group[name])
+                if name not in part.hypers() or name in sizes:
                     fixed[name] = getattr(part, name)
         for name, value in fixed.items():
             if name in group and group[name] != value:

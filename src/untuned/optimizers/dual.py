@@ -50,7 +50,8 @@ class MADGRAD(Optimizer):
     The mathematics stand in `untuned.directions.CubeRootDA`, `untuned.step_sizes.MADGRAD` and
     `untuned.iterates.FromStart`. Differs from the released package in that it adds eps to lr there (pass lr + eps), in
     that its counter is kept per tensor, and in the slot x0 without momentum, where decoupled weight decay is forgotten
-    at the next step (the package then decays x0 too). Sweeps: 1. Slots: 3.
+    at the next step, with a warning (the package then decays x0 too). In both it ends with momentum at
+    (1 - momentum) / (1 - momentum + lr weight_decay) of the weights, where AdamW's goes on to 0. Sweeps: 1. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
