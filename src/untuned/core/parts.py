@@ -95,9 +95,9 @@ class Direction(Part):
     """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] unit, [scale] [bias] [factor].
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
-    the whole model and its losses. `scale(x)`: the diagonal D of u = m / D. `bias(x)`: what the step divides by to correct
-    the average's start at 0. `factor(x)`: the whole bias correction as one factor of the step, for rules that apply it
-    outside the direction.
+    the whole model and its losses. `scale(x)`: the diagonal D of u = m / D. `bias(x)`: what the step divides by since m
+    starts at 0. `factor(x)`: the whole bias correction as one factor of the step, for rules that apply it outside the
+    direction.
     """
 
     @abc.abstractmethod

@@ -18,8 +18,7 @@ class Adam(Direction):
 
     a and b are the weights of the step size (1 for a fixed one); eps is scaled like sqrt(v). With `correct=False`
     neither average is corrected. t counts the steps of the tensor and the corrections take the betas of the step, as in
-    torch.optim.Adam, also where a schedule moves beta1. Differs from it at lr 0, where the tensors of a group rest: m,
-    v and t stay, there they go on. Slots: 2.
+    torch.optim.Adam, also where a schedule moves beta1. Slots: 2.
     """
 
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")

@@ -13,7 +13,7 @@ class Gradient(Direction):
 
         u = a g          (keep = 0, take = 1: the average holds the current gradient alone)
 
-    Equal to torch.optim.SGD without momentum. Slots: none.
+    Differs from the reference implementation in nothing (torch.optim.SGD without momentum). Slots: none.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({"average", "weighted", "gradient"})
