@@ -511,10 +511,41 @@ def test_adatam_on_a_constant_gradient():
     slopes = [np.array([1.0, -2.0, 0.5])]
     points = path(lambda p: untuned.AdaTAM(p, lr=0.01, eps=NO_EPS, floor=0.0), linear(*slopes), [[0.0] * 3], 100)
     steps = -np.diff(points, axis=0) / 0.01
-    for t, published in [(1, 15.8), (2, 22), (10, 46), (100, 32)]:
+    for t, published in [(1, 15.8), (2, 22), (10, 46), (22, 53), (100, 32)]:
         ratio = tam_momentum(t, 0.9, 0.9) / sqrt(1 - 0.999**t)
         assert ratio == pytest.approx(published, rel=0.02)
         assert_close(steps[t - 1], ratio * np.sign(slopes[0]), 1e-10)
+
+
+def test_steps_of_adatam_in_those_of_adam():
+    """What its docstring says of lr: on noise, and on a steady gradient, where Adam's steps are lr."""
+
+    def longer(loss, start):
+        theirs, ours = (path(make, loss, start, 30) for make in (untuned.Adam, untuned.AdaTAM))
+        lengths = [np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (theirs, ours)]
+        return lengths[1] / lengths[0] * 1e-3 / 1e-4  # at the same lr
+
+    steady, loud = longer(linear([1.0]), [[0.0]]), longer(noise, [np.zeros(500)])
+    assert steady[0] == pytest.approx(16, abs=0.5) == pytest.approx(loud[0], abs=0.5)
+    assert (steady.argmax() + 1, round(steady.max())) == (22, 53)
+    assert 9 <= loud.argmax() + 1 <= 15 and loud.max() == pytest.approx(33, abs=2)
+    assert tam_momentum(9999, 0.9, 0.9) / sqrt(1 - 0.999**9999) == pytest.approx(10, abs=0.01)  # 5 on noise, by half
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_first_steps_of_gradagrad_have_the_length_of_lr(momentum):
+    points = path(lambda p: untuned.GradaGrad(p, lr=0.01, momentum=momentum), steps=1)
+    assert np.linalg.norm(points[1] - points[0]) == pytest.approx((1 - momentum) * 0.01, rel=1e-12)
+    points = path(lambda p: untuned.DiagonalGradaGrad(p, lr=0.01, momentum=momentum), steps=1)
+    assert_close(abs(points[1] - points[0]), (1 - momentum) * 0.01)
+
+
+@pytest.mark.parametrize(("decay", "equal"), [(weight_decay.Coupled, True), (weight_decay.Decoupled, False)])
+def test_primal_averaging_is_heavy_ball_with_coupled_decay(decay, equal):
+    parts = directions.Gradient(), step_sizes.Fixed(0.5), iterates.PrimalAverage(0.8), decay(0.1)
+    averaged = path(lambda p: untuned.compose(p, *parts))
+    heavy_ball = path(lambda p: untuned.SGD(p, lr=0.1, momentum=0.8, weight_decay=0.1))
+    assert (np.abs(averaged - heavy_ball).max() < 1e-14) == equal
 
 
 # ---------------------------------------------------------------- Schedule-Free, linear decay

@@ -72,7 +72,7 @@ def test_one_cycle_of_adamw_in_numbers() -> None:
         return lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
 
     for make in (untuned.AdamW, torch.optim.AdamW):
-        points, optimizer = follow(make, one_cycle, [[1.0]] * 3, weight_decay=0.0)
+        points, _ = follow(make, one_cycle, [[1.0]] * 3, weight_decay=0.0)
         lrs, m, v, x = [0.004, 0.052, 0.1], 0.0, 0.0, 1.0
         for t, (lr, beta) in enumerate(zip(lrs, [0.95, 0.9, 0.85], strict=True), 1):
             m, v = beta * m + 1 - beta, 0.999 * v + 0.001
@@ -86,7 +86,7 @@ def at_lr_0_twice(optimizer: torch.optim.Optimizer) -> Any:
 
 @pytest.mark.parametrize("execution", ["reference", "auto"])
 def test_a_group_at_lr_0_rests_where_torchs_averages_go_on(execution: str) -> None:
-    """The documented difference: gradients 1, 1 at lr 0, then 1 for SGD, whose m is then 1 + .9 + .81, or 0 for Adam."""
+    """The documented difference: gradients 1, 1 at lr 0, then 1 for SGD, whose m is 1 + .9 + .81 then, 0 for Adam."""
     options = {"lr": 1.0, "momentum": 0.9}
     theirs, _ = follow(torch.optim.SGD, at_lr_0_twice, [[1.0]] * 3, **options)
     ours, _ = follow(untuned.SGD, at_lr_0_twice, [[1.0]] * 3, execution=execution, **options)
