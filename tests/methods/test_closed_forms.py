@@ -396,11 +396,11 @@ def test_mechanic_without_displacement_keeps_the_parameters(make):
 
 @pytest.mark.parametrize("factor", [1e-3, 100.0])
 def test_mechanic_learns_the_unit_of_lr(factor):
-    """lr times c, s_init over c: the same steps with S over c, up to Mechanic's own eps."""
+    """lr times c, s_init over c: the same steps with S over c, up to Mechanic's own eps, where s_decay is 0."""
 
-    def run(c):
+    def run(c, s_decay=0.0):
         points, numbers, _ = follow(
-            lambda p: untuned.MechanicSGD(p, lr=c, s_decay=0.0, s_init=1e-4 / c), logistic, START, 60
+            lambda p: untuned.MechanicSGD(p, lr=c, s_decay=s_decay, s_init=1e-4 / c), logistic, START, 60
         )
         return points, c * numbers["mechanic_S"]
 
@@ -409,6 +409,9 @@ def test_mechanic_learns_the_unit_of_lr(factor):
     scaled_points, scaled_S = run(factor)
     assert_close(scaled_points, points, 1e-4)
     assert_close(scaled_S / S, 1.0, 1e-4)
+    pull, scaled_pull = (np.abs(run(c, 0.5)[0][-1] - points[-1]).max() for c in (1.0, factor))
+    assert pull > 1e-3
+    assert (scaled_pull > 3 * pull) if factor < 1 else (scaled_pull < pull / 3)  # it grows as lr falls
 
 
 def test_mechanic_on_a_constant_gradient():
