@@ -678,6 +678,16 @@ def test_what_other_decays_leave(make, left):
     assert decayed(make) == pytest.approx(left, rel=1e-11)
 
 
+def test_a_warning_made_an_error_adds_no_group():
+    p, q = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    optimizer = untuned.MADGRAD([p], momentum=0.0, decouple_decay=True)
+    with pytest.raises(UserWarning, match=FORGETS):
+        optimizer.add_param_group({"params": [q], "weight_decay": 0.1})
+    assert [group["params"] for group in optimizer.param_groups] == [[p]]
+    p.grad = torch.ones(1)
+    optimizer.step()
+
+
 def test_decay_in_the_gradient_is_not_forgotten():
     assert decayed(lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.1)) < 0.05
     assert decayed(lambda p: untuned.Resetting(p, weight_decay=0.1, d0=1.0)) < 0.9

@@ -55,9 +55,9 @@ def number(
 
     `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group
     is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names
-    the hyper-parameter that says how many there are, as one number per sample of the data, or that holds a number for
-    each of them. `seldom` tells kernels that
-    most steps leave it as it is: they may then move on with the old value, and correct in the steps that changed it.
+    the hyper-parameter that says how many there are, as one number per sample of the data, or that has one number for
+    each of them. `seldom` tells kernels that most steps leave it as it is: they may then move on with the old value,
+    and correct in the steps that changed it.
     """
     return Number(first, key, each, size, seldom)
 

@@ -194,10 +194,10 @@ class Optimizer(torch.optim.Optimizer):
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
         self._check_group(group)
         self._check_shared([*self.param_groups, self.defaults | group])
-        super().add_param_group(group)
         for part in self.parts.values():
-            if hasattr(part, "caution") and (text := part.caution(group, self.parts["decay"].gives)):
+            if hasattr(part, "caution") and (text := part.caution(self.defaults | group, self.parts["decay"].gives)):
                 warnings.warn(text, stacklevel=2)
+        super().add_param_group(group)
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
         for p in group["params"]:
