@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from untuned.core.declare import hyper
 from untuned.core.parts import WeightDecay
@@ -29,6 +29,7 @@ class Decoupled(WeightDecay):
     """w <- w - size u - rate lambda p, p being the weights where the gradient was taken (or those of an average)."""
 
     weight_decay: float = hyper(default=0.0, within="[0, inf)")
+    gives: ClassVar[frozenset[str]] = frozenset({"decays_p"})
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g
@@ -44,6 +45,7 @@ class Proximal(WeightDecay):
     """w <- (w - size u) / (1 + rate lambda): the decay is part of the model that the step minimises, as in MoMo."""
 
     weight_decay: float = hyper(default=0.0, within="[0, inf)")
+    gives: ClassVar[frozenset[str]] = frozenset({"decays_p"})
 
     def gradient(self, x: Place, g: Any) -> Any:
         return g

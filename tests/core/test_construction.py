@@ -408,7 +408,6 @@ SHARED = [
     ("momo_adam", "betas", (0.8, 0.999)),
     ("mechanic_sgd", "s_decay", 0.5),
     ("mechanic_adamw", "s_init", 0.5),
-    ("mechanic_adamw", "decays", (0.5,) * 6),
     ("momo on tam of the model", "decay", 0.5),
     ("momo on tam of the model", "momentum", 0.5),
     ("momo on tam of the model", "floor", 0.5),

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from problems import COMPOSITIONS, EVERY, everything
 from torch import nn
 
 import untuned
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*hardly decays")  # dual averaging without momentum, once in a while
 
 FITTING = st.one_of(st.sampled_from([1e-8, 1e-3, 0.25, 0.5, 0.9]), st.floats(1e-6, 0.999))
 NUMBERS = st.one_of(FITTING, st.sampled_from([0, 0.0, 1, 1.0, 2.0, 5, -1.0, -1e-9, math.nan, math.inf, -math.inf]))

@@ -26,6 +26,8 @@ from untuned import directions, iterates, registry, step_sizes, weight_decay
 from untuned.core import capabilities
 from untuned.core.engine import EngineOptions
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*hardly decays")  # dual averaging without momentum, once in a while
+
 ROOMS = {"direction": directions, "step_size": step_sizes, "iterate": iterates, "decay": weight_decay}
 PARTS = {
     role: [getattr(room, name) for name in (getattr(room, "__all__", None) or ("Coupled", "Decoupled", "Proximal"))]

@@ -303,6 +303,43 @@ def test_mechanize_follows_its_oracle(base, scope, execution):
         assert optimizer.metrics()["mechanic_S"] == pytest.approx(scalars["S"][-1], rel=1e-10)
 
 
+@pytest.mark.parametrize("execution", ["reference", "auto"])
+@pytest.mark.parametrize("n", [1, 2, 6, 9])
+@pytest.mark.parametrize("iterate", ["Mechanic", "Mechanize"])
+def test_any_number_of_bettors_follows_the_oracle(iterate, n, execution):
+    decays = tuple(1 - 10.0 ** -np.arange(1, n + 1))
+    oracle = oracles.mechanic if iterate == "Mechanic" else oracles.mechanize
+    theirs, scalars = oracle(START, problem, STEPS, base="sgd", lr=0.5, momentum=0.9, s_init=1e-3, betas=decays)
+
+    def build(params, decays=decays):
+        rule = getattr(untuned.iterates, iterate)(s_init=1e-3, decays=decays)
+        momentum, fixed = untuned.directions.Momentum(0.9), untuned.step_sizes.Fixed(0.5)
+        return untuned.compose(params, momentum, fixed, rule, execution=execution)
+
+    params = [torch.tensor(a, requires_grad=True) for a in START]
+    optimizer, points = build(params), []
+    for k in range(1, STEPS + 1):
+        _, grads = problem([p.detach().numpy() for p in params], k)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        if k == STEPS // 2:  # and goes on from a checkpoint
+            saved, optimizer = optimizer.state_dict(), build(params)
+            optimizer.load_state_dict(saved)
+        optimizer.step()
+        points.append([p.detach().clone().numpy() for p in params])
+    way = largest(vector(theirs), vector([START]))
+    assert way > 1e-3
+    assert largest(vector(points), vector(theirs)) <= 1e-10 * way
+    assert optimizer.metrics()["mechanic_S"] == pytest.approx(scalars["S"][-1], rel=1e-10)
+
+    other = build(params, (0.9,) * (n + 1))
+    with pytest.raises(ValueError, match=rf"'mechanic_\w+' of a group has shape \({n},\) in this checkpoint, not"):
+        other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="decays shapes the method"):
+        other.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "decays": decays})
+    other.step()
+
+
 @pytest.mark.parametrize("name", untuned.list())
 def test_every_setting_says_something_of_its_own(name):
     points = [vector(run_oracle(name, setting)[0]) for setting in SETTINGS[name]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import untuned
-from untuned import directions, step_sizes, weight_decay
+from untuned import directions, iterates, step_sizes, weight_decay
 from untuned.schedules import LinearDecay
 
 START = [np.array([[0.3, -1.2], [0.8, 0.1], [-0.4, 1.5]]), np.array([0.2, -0.7])]
@@ -358,29 +358,6 @@ def test_prodigy_without_momentum_is_the_limit_of_little_momentum():
 
 
 @pytest.mark.parametrize("make", [untuned.Prodigy, untuned.DAdaptAdam])
-@pytest.mark.parametrize("options", [{}, {"use_bias_correction": True}], ids=str)
-def test_lr_of_a_group_is_a_unit_of_measurement(make, options):
-    """A group at a fifth of the lr moves like y = 5 x at the full one."""
-
-    def grouped(params):
-        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
-        return make(groups, d0=1e-3, eps=NO_EPS, **options)
-
-    wave = 0.6 + 0.4 * np.sin(np.arange(30))
-    ours, numbers, _ = follow(grouped, logistic, START, 30, wave)
-    stretched, expected, _ = follow(
-        lambda p: make(p, d0=1e-3, eps=NO_EPS, **options),
-        lambda p, k: logistic([p[0], p[1] / 5], k),
-        [START[0], 5 * START[1]],
-        30,
-        wave,
-    )
-    assert expected["d"][-1] > 10 * expected["d"][0]
-    assert_close(ours * np.repeat([1, 5], [6, 2]), stretched, 1e-11)
-    assert_close(numbers["d"] / expected["d"], 1.0, 1e-11)
-
-
-@pytest.mark.parametrize("make", [untuned.Prodigy, untuned.DAdaptAdam])
 def test_resting_tensor_does_not_raise_the_estimate(make):
     """Its share leaves the numerator with it, as it leaves the denominator; else d would jump, and never come back."""
 
@@ -419,11 +396,11 @@ def test_mechanic_without_displacement_keeps_the_parameters(make):
 
 @pytest.mark.parametrize("factor", [1e-3, 100.0])
 def test_mechanic_learns_the_unit_of_lr(factor):
-    """lr times c, s_init over c: the same steps with S over c, up to Mechanic's own eps."""
+    """lr times c, s_init over c: the same steps with S over c, up to Mechanic's own eps, where s_decay is 0."""
 
-    def run(c):
+    def run(c, s_decay=0.0):
         points, numbers, _ = follow(
-            lambda p: untuned.MechanicSGD(p, lr=c, s_decay=0.0, s_init=1e-4 / c), logistic, START, 60
+            lambda p: untuned.MechanicSGD(p, lr=c, s_decay=s_decay, s_init=1e-4 / c), logistic, START, 60
         )
         return points, c * numbers["mechanic_S"]
 
@@ -432,6 +409,9 @@ def test_mechanic_learns_the_unit_of_lr(factor):
     scaled_points, scaled_S = run(factor)
     assert_close(scaled_points, points, 1e-4)
     assert_close(scaled_S / S, 1.0, 1e-4)
+    pull, scaled_pull = (np.abs(run(c, 0.5)[0][-1] - points[-1]).max() for c in (1.0, factor))
+    assert pull > 1e-3
+    assert (scaled_pull > 3 * pull) if factor < 1 else (scaled_pull < pull / 3)  # it grows as lr falls
 
 
 def test_mechanic_on_a_constant_gradient():
@@ -534,10 +514,41 @@ def test_adatam_on_a_constant_gradient():
     slopes = [np.array([1.0, -2.0, 0.5])]
     points = path(lambda p: untuned.AdaTAM(p, lr=0.01, eps=NO_EPS, floor=0.0), linear(*slopes), [[0.0] * 3], 100)
     steps = -np.diff(points, axis=0) / 0.01
-    for t, published in [(1, 15.8), (2, 22), (10, 46), (100, 32)]:
+    for t, published in [(1, 15.8), (2, 22), (10, 46), (22, 53), (100, 32)]:
         ratio = tam_momentum(t, 0.9, 0.9) / sqrt(1 - 0.999**t)
         assert ratio == pytest.approx(published, rel=0.02)
         assert_close(steps[t - 1], ratio * np.sign(slopes[0]), 1e-10)
+
+
+def test_steps_of_adatam_in_those_of_adam():
+    """What its docstring says of lr: on noise, and on a steady gradient, where Adam's steps are lr."""
+
+    def longer(loss, start):
+        theirs, ours = (path(make, loss, start, 30) for make in (untuned.Adam, untuned.AdaTAM))
+        lengths = [np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (theirs, ours)]
+        return lengths[1] / lengths[0] * 1e-3 / 1e-4  # at the same lr
+
+    steady, loud = longer(linear([1.0]), [[0.0]]), longer(noise, [np.zeros(500)])
+    assert steady[0] == pytest.approx(16, abs=0.5) == pytest.approx(loud[0], abs=0.5)
+    assert (steady.argmax() + 1, round(steady.max())) == (22, 53)
+    assert 9 <= loud.argmax() + 1 <= 15 and loud.max() == pytest.approx(33, abs=2)
+    assert tam_momentum(9999, 0.9, 0.9) / sqrt(1 - 0.999**9999) == pytest.approx(10, abs=0.01)  # 5 on noise, by half
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_first_steps_of_gradagrad_have_the_length_of_lr(momentum):
+    points = path(lambda p: untuned.GradaGrad(p, lr=0.01, momentum=momentum), steps=1)
+    assert np.linalg.norm(points[1] - points[0]) == pytest.approx((1 - momentum) * 0.01, rel=1e-12)
+    points = path(lambda p: untuned.DiagonalGradaGrad(p, lr=0.01, momentum=momentum), steps=1)
+    assert_close(abs(points[1] - points[0]), (1 - momentum) * 0.01)
+
+
+@pytest.mark.parametrize(("decay", "equal"), [(weight_decay.Coupled, True), (weight_decay.Decoupled, False)])
+def test_primal_averaging_is_heavy_ball_with_coupled_decay(decay, equal):
+    parts = directions.Gradient(), step_sizes.Fixed(0.5), iterates.PrimalAverage(0.8), decay(0.1)
+    averaged = path(lambda p: untuned.compose(p, *parts))
+    heavy_ball = path(lambda p: untuned.SGD(p, lr=0.1, momentum=0.8, weight_decay=0.1))
+    assert (np.abs(averaged - heavy_ball).max() < 1e-14) == equal
 
 
 # ---------------------------------------------------------------- Schedule-Free, linear decay
@@ -619,6 +630,67 @@ def test_schedule_free_at_lr_0_stands_still(make):
         schedule=[0.0] * 5 + [1.0] * 15,
     )
     assert_close(late[5:], path(lambda p: make(p, warmup_steps=3), steps=15), 1e-14)
+
+
+# ---------------------------------------------------------------- weight decay of dual averaging
+
+
+def decayed(make, steps=400):
+    """What weight decay alone leaves of a weight of 1: its gradient is 0."""
+    return path(make, linear([0.0]), [[1.0]], steps)[-1, 0]
+
+
+def forgetful(iterate, decay=weight_decay.Decoupled, sum_of=directions.CubeRootDA):
+    return lambda p: untuned.compose(p, sum_of(), step_sizes.Fixed(0.1), iterate, decay(0.1))
+
+
+FORGETS = "hardly decays: each step starts from x0 again"
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.1, decouple_decay=True), 1 / 1.01),
+        (lambda p: untuned.MADGRAD([{"params": p, "weight_decay": 0.1}], 0.1, 0.0, decouple_decay=True), 1 / 1.01),
+        (lambda p: untuned.MADGRAD([{"params": p, "momentum": 0.0}], 0.1, 0.9, 0.1, decouple_decay=True), 1 / 1.01),
+        (forgetful(iterates.FromStart(), weight_decay.Proximal), 1 / 1.01),
+        (forgetful(iterates.Resetting(), sum_of=directions.Gradient), 1 / 1.01),
+        (forgetful(iterates.Resetting(), weight_decay.Proximal, directions.Gradient), 1 / 1.01),
+    ],
+)
+def test_decay_that_every_step_forgets_is_warned_of(make, left):
+    with pytest.warns(UserWarning, match=FORGETS):
+        assert decayed(make) == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.9, 0.1, decouple_decay=True), 0.1 / 0.11),
+        (lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.0, decouple_decay=True), 1.0),
+        (lambda p: untuned.AdamW(p, 0.1, weight_decay=0.1), 0.99**400),
+        (lambda p: untuned.MirrorMADGRAD(p, 0.1, 0.0, 0.1, decouple_decay=True), 0.99**400),
+        (forgetful(iterates.ResettingGD(), sum_of=directions.Gradient), 0.99**400),
+    ],
+)
+def test_what_other_decays_leave(make, left):
+    """Nothing to warn of: a warning is an error here."""
+    assert decayed(make) == pytest.approx(left, rel=1e-11)
+
+
+def test_a_warning_made_an_error_adds_no_group():
+    p, q = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    optimizer = untuned.MADGRAD([p], momentum=0.0, decouple_decay=True)
+    with pytest.raises(UserWarning, match=FORGETS):
+        optimizer.add_param_group({"params": [q], "weight_decay": 0.1})
+    assert [group["params"] for group in optimizer.param_groups] == [[p]]
+    p.grad = torch.ones(1)
+    optimizer.step()
+
+
+def test_decay_in_the_gradient_is_not_forgotten():
+    assert decayed(lambda p: untuned.MADGRAD(p, 0.1, 0.0, 0.1)) < 0.05
+    assert decayed(lambda p: untuned.Resetting(p, weight_decay=0.1, d0=1.0)) < 0.9
 
 
 # ---------------------------------------------------------------- every method

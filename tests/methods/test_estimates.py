@@ -247,6 +247,7 @@ def test_dadapt_lion_keeps_the_sign_while_d_grows(beta2):
     assert len(set(seen)) == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly decays")  # which is what the last line shows
 @pytest.mark.parametrize("iterate", [iterates.Resetting, iterates.ResettingGD])
 def test_resetting_decays_and_moves_in_bfloat16(iterate):
     ends = []

@@ -61,10 +61,10 @@ class PaperMechanic(Iterate):
     ref = slot("ref", start="start")
     D = slot("delta")
     beta = number("decays", key="mechanic_beta")
-    s = number((0.0,) * 6, key="mechanic_s")
-    m = number((1e-6,) * 6, key="mechanic_m")
-    v = number((0.0,) * 6, key="mechanic_v")
-    W = number((0.0,) * 6, key="mechanic_wealth")
+    s = number(0.0, size="decays", key="mechanic_s")
+    m = number(1e-6, size="decays", key="mechanic_m")
+    v = number(0.0, size="decays", key="mechanic_v")
+    W = number(0.0, size="decays", key="mechanic_wealth")
     S = number(0.0, key="mechanic_S")
 
     def measure(self, x: Place) -> tuple[Any, ...]:

@@ -455,6 +455,7 @@ def test_lr_of_madgrad_is_taken_as_it_is(name, package, eps, options):
         assert np.abs(run(theirs(package, lr=0.05, **options), 20, WAVE)[0] - points[:20]).max() > eps * way
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly decays")
 @pytest.mark.parametrize("package", ["madgrad.MADGRAD", "pytorch_optimizer.MADGRAD"])
 def test_madgrad_without_momentum_keeps_its_start(package):
     """The packages then rebuild x_0 from the parameters, which decoupled weight decay has moved.

@@ -21,6 +21,7 @@ WORDS = {
     "loss": "the loss of every step",
     "sample_ids": "the numbers of the samples in every batch",
     "owns_p": "recomputes the parameters from its own slots",
+    "decays_p": "weight decay of the parameters, not of their gradient",
     "modes": "holds different points in training and in evaluation",
 }
 RESERVED_STATE = {"step", "rho"}

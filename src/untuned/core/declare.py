@@ -22,10 +22,10 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    first: float | str | tuple[float, ...]  # a value, or the name of the hyper-parameter that holds it
+    first: float | str  # a value, or the name of the hyper-parameter that holds it
     key: str
     each: bool  # one value per tensor, whatever the scope of the part
-    size: str  # the hyper-parameter that holds its length if it is a long vector
+    size: str  # the hyper-parameter that says how many there are, or has one for each, if it is a vector
     seldom: bool  # most steps leave it as it is
 
 
@@ -45,7 +45,7 @@ def slot(key: str, start: str | float = 0.0, total: bool = False) -> Any:
 
 
 def number(
-    first: float | str | tuple[float, ...] = 0.0,
+    first: float | str = 0.0,
     key: str = "",
     each: bool = False,
     size: str = "",
@@ -55,8 +55,9 @@ def number(
 
     `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group
     is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names
-    the hyper-parameter that says how many there are, for one number per sample of the data. `seldom` tells kernels that
-    most steps leave it as it is: they may then move on with the old value, and correct in the steps that changed it.
+    the hyper-parameter that says how many there are, as one number per sample of the data, or that has one number for
+    each of them. `seldom` tells kernels that most steps leave it as it is: they may then move on with the old value,
+    and correct in the steps that changed it.
     """
     return Number(first, key, each, size, seldom)
 
@@ -110,9 +111,10 @@ def check(part: str, field: dataclasses.Field[Any], value: Any) -> Any:
         if value.numel() != 1 or not inside(value.item(), interval):
             raise ValueError(f"{part}: lr must be a number or a one-element tensor in {interval}, not {value!r}.")
         return value
-    whole = isinstance(default, int)
+    whole, free = isinstance(default, int), "..." in str(field.type)  # tuple[float, ...] may have any length
     if isinstance(default, tuple):
-        values, wanted = value, f"{'two' if len(default) == 2 else len(default)} numbers in {interval}"
+        count = "one or more" if free else "two" if len(default) == 2 else len(default)
+        values, wanted = value, f"{count} numbers in {interval}"
     else:
         values, wanted = (value,), f"a {'whole ' if whole else ''}number in {interval}"
     if not isinstance(values, tuple | list) or not all(map(is_real, values)):
@@ -120,7 +122,8 @@ def check(part: str, field: dataclasses.Field[Any], value: Any) -> Any:
     if whole and not isinstance(value, numbers.Integral):
         raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
     kept = tuple(int(v) if isinstance(v, numbers.Integral) else float(v) for v in values)
-    if len(kept) != (len(default) if isinstance(default, tuple) else 1) or not all(inside(v, interval) for v in kept):
+    right = len(kept) > 0 if free else len(kept) == (len(default) if isinstance(default, tuple) else 1)
+    if not right or not all(inside(v, interval) for v in kept):
         raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
     return kept if isinstance(default, tuple) else kept[0]
 

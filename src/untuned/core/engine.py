@@ -222,6 +222,9 @@ class Optimizer(torch.optim.Optimizer):
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
         self._check_group(group)
         self._check_shared([*self.param_groups, self.defaults | group])
+        for part in self.parts.values():
+            if hasattr(part, "caution") and (text := part.caution(self.defaults | group, self.parts["decay"].gives)):
+                warnings.warn(text, stacklevel=2)
         super().add_param_group(group)
         group["training"] = self.param_groups[0].get("training", True)
         state.create_numbers(self, group)
@@ -244,11 +247,11 @@ class Optimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
         for part in self.parts.values():
+            sizes = {n.size for n in part.numbers().values()}
             for name, field in part.fields.items():
-                if name in part.hypers():
-                    if name in group:
-                        group[name] = check(part.name, field, group[name])
-                else:
+                if name in part.hypers() and name in group:
+                    group[name] = check(part.name, field, group[name])
+                if name not in part.hypers() or name in sizes:
                     fixed[name] = getattr(part, name)
         for name, value in fixed.items():
             if name in group and group[name] != value:

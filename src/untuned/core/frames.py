@@ -238,7 +238,7 @@ class DryFrame(Frame):
 
     def number(self, part: Part, declared: Number) -> Any:
         first = getattr(part, declared.first) if isinstance(declared.first, str) else declared.first
-        size = getattr(part, declared.size) if declared.size else len(first) if isinstance(first, tuple) else 1
+        size = part.length(declared) if declared.size else len(first) if isinstance(first, tuple) else 1
         return self.ones(size)
 
     def number_before(self, part: Part, declared: Number) -> Any:

@@ -28,7 +28,8 @@ class Part(abc.ABC):
 
     `scope` says where `decide` runs: once for the model, once per group, or once for all tensors of a group as vectors.
     A field of that name makes the scope an option. `advice(numbers)`, if a part has it, looks at what `metrics()` read
-    and returns a sentence about what has gone wrong and the option to turn, or None.
+    and returns a sentence about what has gone wrong and the option to turn, or None; `caution(group, decay)` looks at
+    the options of a new group in the same way, `decay` being what the weight decay gives.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset()
@@ -82,16 +83,21 @@ class Part(abc.ABC):
     def numbers(self) -> dict[str, Number]:
         return {k: v for k, v in self.letters.items() if isinstance(v, Number)}
 
+    def length(self, n: Number) -> int:
+        size = getattr(self, n.size)
+        return len(size) if isinstance(size, tuple) else size
+
     def per_tensor(self, n: Number) -> bool:
         return n.each or self.scope == "tensor"
 
 
 class Direction(Part):
-    """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] unit, [scale] [factor].
+    """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] unit, [scale] [bias] [factor].
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
-    the whole model and its losses. `scale(x)`: the diagonal D of u = m / D. `factor(x)`: the bias correction as one
-    factor of the step, for rules that apply it outside the direction.
+    the whole model and its losses. `scale(x)`: the diagonal D of u = m / D. `bias(x)`: what the step divides by since m
+    starts at 0. `factor(x)`: the whole bias correction as one factor of the step, for rules that apply it outside the
+    direction.
     """
 
     @abc.abstractmethod

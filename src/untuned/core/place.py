@@ -143,7 +143,7 @@ PUBLIC: dict[str, Callable[[Frame], Any]] = {
     "size": _verb("step_size", "size", 0),  # factor of u in the step
     "rate": _verb("step_size", "size", 1),  # factor of weight_decay in the step
     "shrink": _verb("decay", "shrink"),  # what the weight decay divides the weights by
-    "bias": lambda f: f.public("rho") if getattr(f.parts["direction"], "correct", False) else 1.0,
+    "bias": _verb("direction", "bias", default=1.0),  # what its bias correction divides the step by
     "rho": lambda f: f.public("rho"),  # sum of the weights in m, per tensor
     "t": lambda f: f.public("t"),  # steps this tensor has taken, from 1
     "k": lambda f: f.public("k"),  # steps the model has taken, from 1

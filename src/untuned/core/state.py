@@ -52,7 +52,7 @@ def _dtype(opt: Optimizer, p: torch.Tensor, s: Slot) -> torch.dtype:
 
 def _first(group: Group, part: Any, n: Number, device: torch.device) -> torch.Tensor:
     first = number_from(group[n.first] if isinstance(n.first, str) else n.first, device)
-    return first.repeat(getattr(part, n.size)) if n.size else first
+    return first.repeat(part.length(n)) if n.size else first
 
 
 def create_numbers(opt: Optimizer, group: Group) -> None:

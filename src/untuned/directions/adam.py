@@ -17,8 +17,8 @@ class Adam(Direction):
         u  = m / (sqrt(v / (1 - beta2^t)) + sqrt(b) eps)         the step divides by 1 - beta1^t
 
     a and b are the weights of the step size (1 for a fixed one); eps is scaled like sqrt(v). With `correct=False`
-    neither average is corrected. t counts the steps of the tensor, as in torch.optim.Adam, from which it differs in
-    nothing else. Slots: 2.
+    neither average is corrected. t counts the steps of the tensor and the corrections take the betas of the step, as in
+    torch.optim.Adam, also where a schedule moves beta1. Slots: 2.
     """
 
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), within="[0, 1)")
@@ -42,5 +42,8 @@ class Adam(Direction):
     def unit(self, x: Place) -> Any:
         return x.m / x.scale
 
+    def bias(self, x: Place) -> Any:
+        return 1 - x.beta1**x.t if self.correct else 1.0
+
     def factor(self, x: Place) -> Any:
-        return 1 / x.bias if self.correct else sqrt(1 - x.beta2**x.t) / (1 - x.beta1**x.t)
+        return (1.0 if self.correct else sqrt(1 - x.beta2**x.t)) / (1 - x.beta1**x.t)

@@ -20,7 +20,7 @@ class Momentum(Direction):
     1 - dampening from the first step on and the step is divided by the sum of the weights (bias correction).
     Differs from torch.optim.SGD, where it is dampened, in a tensor whose first gradient comes late: its average starts
     from zero with the model's weights, not with weight 1, so that one pair of weights holds for all tensors and for
-    MoMo's average of the losses. Slots: 1.
+    MoMo's average of the losses; and where momentum is 0 for a while: m is the gradient then, there it stays. Slots: 1.
     """
 
     momentum: float = hyper(default=0.9, within="[0, 1)")
@@ -45,6 +45,9 @@ class Momentum(Direction):
     def weight(self, x: Place) -> tuple[Any, Any]:
         taken = 1 - x.dampening
         return x.momentum, taken if self.correct else where(x.k == 1, 1.0, taken)
+
+    def bias(self, x: Place) -> Any:
+        return x.rho if self.correct else 1.0
 
     def accumulate(self, x: Place) -> None:
         x.m = x.keep * x.m + x.a * x.take * x.g

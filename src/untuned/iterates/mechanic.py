@@ -12,9 +12,9 @@ from untuned.core.place import Place, dot, maximum, sqrt
 class Mechanic(Iterate):
     """Mechanic: arXiv 2306.00144, Algorithm 1 as in the authors' PyTorch code.
 
-    y is where the plain step would take x, D the sum of all plain steps y - x so far, and n bettors with decays beta_i
-    wager on h, the loss of one more unit of D; everything runs over the whole model, and g is the gradient of the loss
-    alone, without coupled weight decay:
+    y is where the plain step would take x, D the sum of all plain steps y - x so far, and n bettors, one for each beta
+    in `decays`, wager on h, the loss of one more unit of D; everything runs over the whole model, and g is the gradient
+    of the loss alone, without coupled weight decay:
 
         h = <g, D> + s_decay S |g| / (|y| + eps) <y, D>
         m <- max(beta m, |h|);   v <- beta^2 v + h^2;   W <- max(beta W - s h, 0)            per bettor
@@ -37,10 +37,10 @@ class Mechanic(Iterate):
     reads_displacement: ClassVar[bool] = True
     D = slot("delta", total=True)
     beta = number("decays", key="mechanic_beta")
-    s = number((0.0,) * 6, key="mechanic_s")
-    m = number((1e-6,) * 6, key="mechanic_m")
-    v = number((0.0,) * 6, key="mechanic_v")
-    W = number((0.0,) * 6, key="mechanic_wealth")
+    s = number(0.0, size="decays", key="mechanic_s")
+    m = number(1e-6, size="decays", key="mechanic_m")
+    v = number(0.0, size="decays", key="mechanic_v")
+    W = number(0.0, size="decays", key="mechanic_wealth")
     S = number(0.0, key="mechanic_S")
     last = number(0.0, key="mechanic_last", each=True)  # the S of each tensor's last step: some rest while S goes on
 

@@ -34,10 +34,10 @@ class Mechanize(Iterate):
     reads_displacement: ClassVar[bool] = True
     D = slot("delta", total=True)
     beta = number("decays", key="mechanic_beta")
-    s = number((0.0,) * 6, key="mechanic_s")
-    m = number((0.0,) * 6, key="mechanic_m")
-    v = number((0.0,) * 6, key="mechanic_v")
-    W = number((0.0,) * 6, key="mechanic_wealth")
+    s = number(0.0, size="decays", key="mechanic_s")
+    m = number(0.0, size="decays", key="mechanic_m")
+    v = number(0.0, size="decays", key="mechanic_v")
+    W = number(0.0, size="decays", key="mechanic_wealth")
     S = number(0.0, key="mechanic_S")
     last = number(0.0, key="mechanic_last", each=True)
 

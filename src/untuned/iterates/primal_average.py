@@ -13,7 +13,8 @@ class PrimalAverage(Iterate):
         z <- the plain step from z, with the weight decay of z
         p <- momentum p + (1 - momentum) z
 
-    Equal to SGD with heavy ball `momentum` at (1 - momentum) times this lr, while lr is constant. Slots: 1.
+    Equal to SGD with heavy ball `momentum` at (1 - momentum) times this lr, while lr is constant and weight decay
+    coupled. Slots: 1.
     """
 
     momentum: float = hyper(default=0.9, within="[0, 1)")

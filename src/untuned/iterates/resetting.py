@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from untuned.core.declare import hyper, number, slot
 from untuned.core.parts import Iterate
 from untuned.core.place import Place, dot, each, ratio, sqrt, where
+from untuned.iterates.from_start import forgotten_decay
 
 
 class Resetting(Iterate):
@@ -36,6 +37,9 @@ class Resetting(Iterate):
     total = number(0.0, key="grad_norm_sq_sum", each=True)
     r = number(0.0, key="d_numerator", each=True)
     resets = number(0.0)
+
+    def caution(self, group: dict[str, Any], decay: frozenset[str]) -> str | None:
+        return forgotten_decay(self.name, group, decay)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         unit, s = x.size / x.top, x.s + x.size * x.g

@@ -222,7 +222,7 @@ class _Decision(TraceFrame):
     """A decision of one tensor, whose numbers are symbols."""
 
     def number(self, part: Part, declared: Number) -> Any:
-        if declared.size or isinstance(declared.first, tuple):
+        if declared.size:
             raise TypeError(declared.key)
         return self.fresh[declared.key] if declared.key in self.fresh else super().number(part, declared)
 

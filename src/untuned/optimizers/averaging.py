@@ -85,9 +85,9 @@ class AdamWScheduleFree(Optimizer):
 class MechanicSGD(Optimizer):
     """Mechanic around SGD with momentum: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
 
-    lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
-    the authors' code, stand in `untuned.iterates.Mechanic`. Around others: `untuned.compose(iterate=Mechanic())`.
-    Sweeps: 2. Slots: 2.
+    lr only sets the unit in which the scale is learned and s_init given (exactly with s_decay=0, whose pull grows as lr
+    falls); put a schedule on it. The mathematics, and what differs from the authors' code, stand in
+    `untuned.iterates.Mechanic`. Around others: `untuned.compose(iterate=Mechanic())`. Sweeps: 2. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -119,8 +119,9 @@ class MechanicSGD(Optimizer):
 class MechanicAdamW(Optimizer):
     """Mechanic around AdamW: arXiv 2306.00144. The learned scale is `metrics()["mechanic_S"]`.
 
-    lr only sets the unit in which the scale is learned; put a schedule on it. The mathematics, and what differs from
-    the authors' code, stand in `untuned.iterates.Mechanic`. Sweeps: 2. Slots: 3.
+    lr only sets the unit in which the scale is learned and s_init given (exactly with s_decay=0, whose pull grows as lr
+    falls); put a schedule on it. The mathematics, and what differs from the authors' code, stand in
+    `untuned.iterates.Mechanic`. Sweeps: 2. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))

@@ -50,7 +50,8 @@ class MADGRAD(Optimizer):
     The mathematics stand in `untuned.directions.CubeRootDA`, `untuned.step_sizes.MADGRAD` and
     `untuned.iterates.FromStart`. Differs from the released package in that it adds eps to lr there (pass lr + eps), in
     that its counter is kept per tensor, and in the slot x0 without momentum, where decoupled weight decay is forgotten
-    at the next step (the package then decays x0 too). Sweeps: 1. Slots: 3.
+    at the next step, with a warning (the package then decays x0 too). In both it ends with momentum at
+    (1 - momentum) / (1 - momentum + lr weight_decay) of the weights, where AdamW's goes on to 0. Sweeps: 1. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -116,8 +117,9 @@ class MirrorMADGRAD(Optimizer):
 class GradaGrad(Optimizer):
     """AdaGrad that can grow its step: arXiv 2206.06900, the scalar form.
 
-    lr is the length of the first step, meant to be small. momentum averages the iterates (recalled). The mathematics
-    stand in `untuned.step_sizes.GradaGrad`. There is no reference implementation. Sweeps: 2. Slots: 1, 2 with momentum.
+    lr is meant to be small: the first step is (1 - momentum) lr long. momentum averages the iterates (recalled). The
+    mathematics stand in `untuned.step_sizes.GradaGrad`. There is no reference implementation. Sweeps: 2. Slots: 1, 2
+    with momentum.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -151,7 +153,7 @@ class GradaGrad(Optimizer):
 class DiagonalGradaGrad(Optimizer):
     """GradaGrad coordinate by coordinate: arXiv 2206.06900 (recalled).
 
-    lr is the length of the first step of every coordinate. The mathematics stand in
+    The first step of every coordinate is (1 - momentum) lr long. The mathematics stand in
     `untuned.directions.DiagonalGradaGrad`. There is no reference implementation. Sweeps: 1. Slots: 3, 4 with momentum.
 
     >>> import torch, untuned

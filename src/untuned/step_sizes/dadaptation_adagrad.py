@@ -18,8 +18,10 @@ class DAdaptationAdaGrad(StepSize):
         d <- max(d, min(d_hat, d growth_rate));   x <- x0 - m / D
 
     Differs from the released package in that the sums are taken anew at every step, not carried on, in groups of
-    different lr (units, see `DAdaptation`) and in weight decay and momentum, which it has for dense gradients only.
-    Sweeps: 2. Slots: none, and one number per tensor.
+    different lr and in weight decay and momentum, which it has for dense gradients only. Groups are units as in
+    `DAdaptation`, but for the 1e-6 that `AdaGradDA` adds to v, which has none: at a fraction a of the largest lr, a
+    step is longer than the unit makes it by (1/a^2 - 1) 5e-7 / v of itself. Sweeps: 2. Slots: none, and one number per
+    tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")

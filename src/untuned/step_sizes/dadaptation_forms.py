@@ -56,7 +56,7 @@ class DAdaptationSGD(StepSize):
 class DAdaptationLion(StepSize):
     """D-Adaptation for a direction of signs: the Lion form of the released package (not in arXiv 2301.07733).
 
-        h  = d lr, h_top = d top;   the direction's average takes h g
+        h  = d lr, h_top = d top;   the direction's average takes h_top g
         r <- beta3 r + (1 - beta3) h_top <u, s>;   s <- beta3 s + (1 - beta3) h_top u
         d_hat = r / ((1 - beta3) |s|_1);   d <- max(d, d_hat)
         x <- x - h u                                              d from before
@@ -80,7 +80,7 @@ class DAdaptationLion(StepSize):
     r = number(0.0, key="numerator_weighted", each=True)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
-        return x.was_d * x.lr if self.scale_average else 1.0, 1.0
+        return x.was_d * x.top if self.scale_average else 1.0, 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:
         agreement = x.d * x.top * dot(x.u, x.s)

@@ -16,7 +16,8 @@ class DoG(StepSize):
         S <- S + |u|^2
         x <- x - lr R / sqrt(S + dog_eps) u
 
-    x0 is where the tensor stood at its first step. Groups of different lr are in units in which the largest serves all.
+    x0 is where the tensor stood at its first step. Groups of different lr are in units in which the largest serves all,
+    if u is the gradient.
     The authors return a weighted average of the iterates; this is the last one. Differs from the reference
     implementation in one distance for all groups unless `scope="group"`. S is kept per tensor, so that one that rests
     leaves both sides of the fraction. Sweeps: 2. Slots: 1.

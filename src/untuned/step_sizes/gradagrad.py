@@ -18,7 +18,7 @@ class GradaGrad(StepSize):
 
     AdaGrad-Norm (rho = 0) whose numerator grows where its sum ought to shrink; r caps the growth of a step to
     sqrt(1 + r). gamma starts at 1, so lr is the length of the first step. Sums run over `scope`; groups of different lr
-    are in units in which the largest serves all. Sweeps: 2. Slots: 1.
+    are in units in which the largest serves all, if u is the gradient. Sweeps: 2. Slots: 1.
     """
 
     lr: float = hyper(default=1e-3, within="[0, inf)")
