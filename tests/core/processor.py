@@ -14,10 +14,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-FUNCTIONS = {"sqrt", "rsqrt", "pow", "exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "sigmoid", "softplus", "gelu"}
-FUNCTIONS |= {"_softmax", "_log_softmax", "logsumexp", "linalg_vector_norm", "norm", "var", "std"}
+FUNCTIONS = {"sqrt", "rsqrt", "pow", "exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "sigmoid", "softplus"}
+FUNCTIONS |= {"gelu", "_softmax", "_log_softmax", "logsumexp", "linalg_vector_norm", "norm", "var", "std"}
 # Given the absolute values of their tensors, these give the sum of the absolute values of their terms.
-SUMS = {"sum", "mean", "cumsum", "dot", "mv", "mm", "bmm", "addmv", "addmm", "baddbmm", "convolution", "addcmul", "lerp"}
+SUMS = {"sum", "mean", "cumsum", "dot", "mv", "mm", "bmm", "addmv", "addmm", "baddbmm", "addcmul", "lerp"}
+SUMS |= {"convolution"}
 SETTLED = {"add", "sub", "rsub", "mul", "div"}
 
 
