@@ -161,7 +161,7 @@ SETTINGS = {
     for name in untuned.list()
 }
 # Every setting as the verbs are written; once as kernels, which have tests of their own.
-CASES = [(n, s, "reference") for n in SETTINGS for s in SETTINGS[n]]
+CASES = [pytest.param(n, s, "reference", marks=pytest.mark.processors) for n in SETTINGS for s in SETTINGS[n]]
 CASES += [(n, "pausing group", "auto") for n in SETTINGS]
 
 ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
