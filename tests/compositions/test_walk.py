@@ -22,7 +22,6 @@ OPTIONS = {"d0": 0.1, "reps_rel": 0.1, "dog_eps": 0.1, "s_init": 0.1, "samples":
 UPHILL = {  # allowed cells that reduce the loss at no lr, and why
     ("AdaTAM", "GradaGrad", "PrimalAverage"): "gamma grows until gradients turn, which two averages in a row delay",
     ("Adam", "GradaGrad", "PrimalAverage"): "as with AdaTAM",
-    ("Lion", "GradaGrad", "PrimalAverage"): "as with AdaTAM",
     ("AdaGradDA", "GradaGrad", "PrimalAverage"): "as with AdaTAM; a sum of gradients is momentum without an end",
     ("CubeRootDA", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
     ("DualAverage", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
