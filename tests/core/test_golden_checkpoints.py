@@ -109,7 +109,7 @@ def gone_on(name: str, saved: dict[str, Any]) -> Numbers:
 
 
 def roundings(name: str, saved: dict[str, Any]) -> Numbers:
-    """What two roundings of every term do to each number, the largest of four runs.
+    """What four roundings of every term do to each number: twice the largest of eight runs, which are samples.
 
     The numbers in the metrics are made of sums over all tensors, and the bfloat16 tensor's terms are float32. What the
     roundings of another processor do to a number is in proportion to the size of these terms, also where they cancel
@@ -119,18 +119,18 @@ def roundings(name: str, saved: dict[str, Any]) -> Numbers:
     still = gone_on(name, saved)
     largest = (dict.fromkeys(still[0], 0.0), *([[0.0] * len(p) for p in weights] for weights in still[1:]))
     runs = 0
-    for seed in range(100, 104):
-        with OtherProcessor(seed, times=2, every=True):
+    for seed in range(100, 108):
+        with OtherProcessor(seed, times=4, every=True):
             moved = gone_on(name, saved)
         if any(weights[2] != others[2] for weights, others in zip(still[1:], moved[1:], strict=True)):
             continue
         runs += 1
         for key, value in still[0].items():
-            largest[0][key] = max(largest[0][key], abs(moved[0][key] - value))
+            largest[0][key] = max(largest[0][key], 2 * abs(moved[0][key] - value))
         for bounds, found, others in zip(largest[1:], still[1:], moved[1:], strict=True):
             for bound, p, q in zip(bounds, found, others, strict=True):
-                bound[:] = map(max, bound, (abs(x - y) for x, y in zip(p, q, strict=True)))
-    assert runs >= 3
+                bound[:] = map(max, bound, (2 * abs(x - y) for x, y in zip(p, q, strict=True)))
+    assert runs >= 6
     return largest
 
 
@@ -166,11 +166,11 @@ def test_a_golden_checkpoint_goes_on(name: str, processor: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["dadapt_adagrad", "dadapt_adam", "dadapt_adan", "mechanic_adamw", "momo_adam", "prodigy"]
 )
-def test_two_millionths_are_more_than_roundings(name: str) -> None:
+def test_five_millionths_are_more_than_roundings(name: str) -> None:
     """Of these methods, whose numbers another processor's roundings do move by more than 1e-12."""
     saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
     metrics, *weights = gone_on(name, saved)
-    changed = {key: value * (1 + 2e-6) for key, value in metrics.items()}
+    changed = {key: value * (1 + 5e-6) for key, value in metrics.items()}
     assert apart((changed, *weights), saved, roundings(name, saved)) == [key for key, value in metrics.items() if value]
 
 
