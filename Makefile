@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-distributed test-parity test-integrations replay check format clean
+.PHONY: demo test test-slow test-distributed test-parity test-integrations test-processors replay check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/untuned compare --out demo
@@ -23,6 +23,15 @@ test-slow: $(VENV)/installed
 
 test-distributed: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed -m "slow or not slow"
+
+# As on an x86-64 processor without fused multiply-add, and on one with AVX2 only: other kernels, other last places.
+GENERIC = ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic OPENBLAS_CORETYPE=Nehalem
+HASWELL = ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+f16c OPENBLAS_CORETYPE=Haswell
+PROCESSORS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "processors and not slow" tests/core tests/kernels tests/methods
+
+test-processors: $(VENV)/installed
+	$(GENERIC) $(PROCESSORS)
+	$(HASWELL) $(PROCESSORS)
 
 test-parity: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[parity]"

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from _pytest.doctest import DoctestItem
 from hypothesis import settings
 
 from untuned.kernels.sweep import native_available
@@ -24,6 +25,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="reference",
         help="what runs the sweeps in tests/core; the kernels are compared with the reference in tests of their own",
     )
+
+
+class Examples:
+    """The examples in docstrings run by the reference: compiling kernels for each takes longer than all of them."""
+
+    @pytest.fixture(autouse=True)
+    def by_the_reference(self, request: pytest.FixtureRequest) -> None:
+        if isinstance(request.node, DoctestItem):
+            monkeypatch = request.getfixturevalue("monkeypatch")
+            monkeypatch.setattr("untuned.kernels.sweep.native_available", False)
+            monkeypatch.setattr("untuned.core.engine.native_available", False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Examples())  # not a fixture of this folder: docstrings lie outside it
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from terms import assert_near
 
 from untuned.testing import oracles
 from untuned.testing.oracles import linear_decay
@@ -447,7 +448,7 @@ def test_prodigy_first_step(corrected):
     ratio = 0.5 * 1e-3 * q * (1 - 0.9) / sqrt(1 - 0.999)
     grads = logistic(START, 1)[1]
     for x0, x1, g in zip(START, iterates[0], grads, strict=True):
-        np.testing.assert_allclose(x0 - x1, ratio * np.sign(g) + 0.1 * 0.5 * 1e-3 * q * x0, rtol=1e-12)
+        assert_near(x0 - x1, ratio * np.sign(g) + 0.1 * 0.5 * 1e-3 * q * x0, terms=abs(x0) + abs(x1))
     assert scalars["d"] == [1e-3]
 
 
@@ -747,7 +748,7 @@ def test_tam_scales_its_buffer_with_the_loss():
         noise = [[rng.normal(size=a.shape) for a in START] for _ in range(20)]
         quiet, a = oracle(START, lambda x, k, n=noise: (0.0, n[k - 1]), 20, **eps)
         loud, b = oracle(START, lambda x, k, n=noise: (0.0, [100 * g for g in n[k - 1]]), 20, **eps)
-        np.testing.assert_allclose(a["alignment"], b["alignment"], rtol=1e-12)
+        assert_near(a["alignment"], b["alignment"], terms=1.0, roundings=64)  # averages of 20 cosines of either sign
         moves = vector(quiet) - vector([START])
         np.testing.assert_allclose(vector(loud) - vector([START]), unit * moves, rtol=1e-10, atol=1e-12)
 

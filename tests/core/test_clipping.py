@@ -1,6 +1,7 @@
 """Clipping by the norm of all gradients inside the step."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,16 @@ from problems import OPTIONS
 
 import untuned
 
+KERNELS = ["sgd", "momo_adam", "prodigy", "mechanic_adamw", "ldog"]  # the factor is a row of their table like any other
 
-def trained(name: str, inside: bool, clip: float, steps: int = 6) -> tuple[list[torch.Tensor], untuned.Optimizer]:
+
+def trained(
+    name: str, inside: bool, clip: float, steps: int = 6, execution: str = "auto"
+) -> tuple[list[torch.Tensor], untuned.Optimizer]:
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in ((4, 3), (5,))]
     groups = [{"params": params[:1]}, {"params": params[1:]}]
-    engine = {"clip_grad_norm": clip} if inside else {}
+    engine: dict[str, Any] = {"execution": execution} | ({"clip_grad_norm": clip} if inside else {})
     optimizer = untuned.create(groups, name, **OPTIONS.get(name, {}), **engine)
     for k in range(steps):
         for p in params:
@@ -24,10 +29,17 @@ def trained(name: str, inside: bool, clip: float, steps: int = 6) -> tuple[list[
     return [p.detach() for p in params], optimizer
 
 
-@pytest.mark.parametrize("name", untuned.list())
-def test_clipping_inside_equals_clipping_before(name: str) -> None:
-    ours, _ = trained(name, True, 1.0)
-    theirs, _ = trained(name, False, 1.0)
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [
+        *((name, "reference") for name in untuned.list()),
+        *((name, "auto") for name in KERNELS),
+        *(pytest.param(name, "auto", marks=pytest.mark.slow) for name in untuned.list() if name not in KERNELS),
+    ],
+)
+def test_clipping_inside_equals_clipping_before(name: str, execution: str) -> None:
+    ours, _ = trained(name, True, 1.0, execution=execution)
+    theirs, _ = trained(name, False, 1.0, execution=execution)
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-13)
 

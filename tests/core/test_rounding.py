@@ -73,12 +73,23 @@ def two_halves(name: str, stop: bool, **engine: Any) -> list[torch.Tensor]:
     return [p.detach() for p in params]
 
 
-@pytest.mark.parametrize("name", untuned.list())
-def test_resume_repeats_the_same_bits(name: str) -> None:
-    assert all(torch.equal(p, q) for p, q in zip(two_halves(name, False), two_halves(name, True), strict=True))
+KERNELS = ["sgd", "momo_adam", "tam", "schedule_free_adamw"]
 
 
-@pytest.mark.parametrize("name", ["sgd", "momo_adam", "tam", "schedule_free_adamw"])
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [
+        *((name, "reference") for name in untuned.list()),
+        *((name, "auto") for name in KERNELS),
+        *(pytest.param(name, "auto", marks=pytest.mark.slow) for name in untuned.list() if name not in KERNELS),
+    ],
+)
+def test_resume_repeats_the_same_bits(name: str, execution: str) -> None:
+    straight, resumed = (two_halves(name, broken, execution=execution) for broken in (False, True))
+    assert all(torch.equal(p, q) for p, q in zip(straight, resumed, strict=True))
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_kernels_round_as_the_reference(name: str) -> None:
     ours, theirs = (two_halves(name, False, execution=execution) for execution in ("native", "reference"))
     for p, q in zip(ours, theirs, strict=True):

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import untuned
 
-STEPS = 50
+STEPS = 20
 MORE = range(STEPS, STEPS + 5)
 
 # Options under which every method moves visibly in these steps.
@@ -53,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dadapt_sgd": {"d0": 1e-2, "momentum": 0.5},
     "dadapt_adagrad": {"d0": 1e-2},
     "dadapt_lion": {"d0": 1e-3, "growth_rate": 1.05},
-    "dadapt_adan": {"d0": 1e-3, "growth_rate": 1.05},
+    "dadapt_adan": {"d0": 2e-3, "growth_rate": 1.05},
     "dadapt_da": {"d0": 0.1},
     "dadapt_gd": {"d0": 0.1},
     "prodigy_da": {"d0": 0.1},

@@ -1,6 +1,7 @@
 """Kernels agree with the reference for every method and dtype, whatever the tensors look like."""
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -123,15 +124,23 @@ def test_float32_kernel_equals_reference(name: str) -> None:
     assert optimizer._tensors.rest == [(1, 2)]  # only the empty tensor went the reference way
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [name if i % 2 else pytest.param(name, marks=pytest.mark.processors) for i, name in enumerate(ALL)]
+)
 def test_float64_kernel_equals_reference(name: str) -> None:
     ours, _ = run(name, torch.float64, 20, execution="native")
     reference, _ = run(name, torch.float64, 20, execution="reference")
     assert difference(ours, reference) < 1e-10
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("slot_dtype", [None, torch.bfloat16])
+# Every method in one of the two; the other differs from it in the loads and stores of slots alone.
+BFLOAT16 = [(name, slots) for name, slots in zip(ALL, itertools.cycle([None, torch.bfloat16]), strict=False)]
+OTHERWISE = [(name, torch.bfloat16 if slots is None else None) for name, slots in BFLOAT16]
+
+
+@pytest.mark.parametrize(
+    ("name", "slot_dtype"), [*BFLOAT16, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERWISE)]
+)
 def test_bfloat16_kernel_equals_reference(name: str, slot_dtype: torch.dtype | None) -> None:
     ours, optimizer = run(name, torch.bfloat16, 3, execution="native", slot_dtype=slot_dtype)
     reference, _ = run(name, torch.bfloat16, 3, execution="reference", slot_dtype=slot_dtype)
@@ -144,7 +153,10 @@ def test_bfloat16_kernel_equals_reference(name: str, slot_dtype: torch.dtype | N
     assert held <= {slot_dtype or torch.float32}
 
 
-@pytest.mark.parametrize("name", ["momo_adam", "prodigy", "mechanic_adamw", "tam"])
+@pytest.mark.parametrize(
+    "name",
+    ["prodigy", "tam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("momo_adam", "mechanic_adamw"))],
+)
 def test_threads_do_not_change_the_result(name: str) -> None:
     one, _ = run(name, torch.float32, 5, execution="native")
     torch.set_num_threads(2)
@@ -341,8 +353,22 @@ def test_a_move_whose_weight_decay_waits_for_the_decision_waits_too() -> None:
         assert w[0].item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("direction", [lambda: RMSProp(eps=0.3), AdaGrad, lambda: Adam(eps=0.3)])
-@pytest.mark.parametrize("decay", [Coupled, Decoupled, Proximal])
+def rms_prop() -> RMSProp:
+    return RMSProp(eps=0.3)
+
+
+def adam() -> Adam:
+    return Adam(eps=0.3)
+
+
+CORRECTED = [(rms_prop, Coupled), (AdaGrad, Decoupled), (adam, Proximal)]  # each direction and each decay once
+ALL_CORRECTED = itertools.product([rms_prop, AdaGrad, adam], [Coupled, Decoupled, Proximal])
+
+
+@pytest.mark.parametrize(
+    ("direction", "decay"),
+    [pair if pair in CORRECTED else pytest.param(*pair, marks=pytest.mark.slow) for pair in ALL_CORRECTED],
+)
 def test_a_correction_is_that_of_the_reference(direction: Any, decay: Any) -> None:
     results = []
     for execution in ("native", "reference"):

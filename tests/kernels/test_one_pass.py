@@ -33,7 +33,9 @@ def launches(optimizer: untuned.Optimizer) -> list[int]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(("limit", "expected"), [(0, [2]), (100, [1, 2]), (10**6, [1])])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [pytest.param(0, [2], marks=pytest.mark.slow), (100, [1, 2]), (10**6, [1])]
+)
 def test_one_pass_is_what_two_are(name: str, limit: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ONE_PASS", limit)
     ours, optimizer = run(name, torch.float64, 20, **METHODS[name], execution="native")
@@ -46,8 +48,14 @@ def test_one_pass_is_what_two_are(name: str, limit: int, expected: list[int], mo
                 torch.testing.assert_close(held, other.state[q][key], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in METHODS),
+        ("tam", torch.bfloat16),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in METHODS if name != "tam"),
+    ],
+)
 def test_one_pass_is_what_two_are_in_low_precision(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,9 +160,12 @@ SETTINGS = {
     }
     for name in untuned.list()
 }
-# Every setting as the verbs are written; once as kernels, which have tests of their own.
-CASES = [(n, s, "reference") for n in SETTINGS for s in SETTINGS[n]]
-CASES += [(n, "pausing group", "auto") for n in SETTINGS]
+# Every setting as the verbs are written; a few methods as kernels too, which have tests of their own.
+CASES = [pytest.param(n, s, "reference", marks=pytest.mark.processors) for n in SETTINGS for s in SETTINGS[n]]
+CASES += [
+    (n, "pausing group", "auto") if i % 3 == 0 else pytest.param(n, "pausing group", "auto", marks=pytest.mark.slow)
+    for i, n in enumerate(SETTINGS)
+]
 
 ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
     "mechanic_sgd": partial(oracles.mechanic, base="sgd"),
