@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from untuned.study import charts
 from untuned.study.charts import Style, decades, power
-from untuned.study.config import label
+from untuned.study.config import StudyError, label
 from untuned.study.results import Results, TaskResult, crashes, load
 from untuned.study.stats import Summary
 
@@ -26,9 +26,17 @@ def write(folder: Path) -> Path:
     """Write `report.html`, `report.png` and `tables/` into a study's folder and return the page's path.
 
     All tables but `step_cost.csv` depend on the results alone, not on the order of the runs nor on when they ran.
-    Runs that are missing or crashed are left out and counted. Raises StudyError if there is no study.
+    Runs that are missing or crashed are left out and counted. Raises StudyError if there is no study or no room.
     """
     results = load(folder)
+    try:
+        return _write(folder, results)
+    except OSError as error:
+        again = f"the runs are kept, `untuned report {folder}` writes it again"
+        raise StudyError(f"cannot write a report to {folder} ({error}); {again}") from error
+
+
+def _write(folder: Path, results: Results) -> Path:
     looks = charts.styles({label(m.name, m.options): _display(m.name, m.options) for m in results.study.methods})
     _write_tables(folder / "tables", results)
     charts.png(

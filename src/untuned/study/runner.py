@@ -2,6 +2,7 @@
 
 import math
 import random
+import reprlib
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
         seed(run.seed)
     model = task.model(run.seed)
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"{run.task}: model(seed) must return a torch.nn.Module, not {model!r}")
+        raise TypeError(f"{run.task}: model(seed) must return a torch.nn.Module, not {_short(model)}")
     records = untuned.get(run.method).records_samples
     if records and not task.samples:
         raise ValueError(f"{run.method} records a loss per sample, and {run.task} does not number its samples")
@@ -160,7 +161,7 @@ def _evaluated(task: Task, run: Run, model: torch.nn.Module) -> dict[str, float]
     try:
         final = {name: float(value) for name, value in found.items()}
     except (AttributeError, TypeError, ValueError):
-        raise TypeError(f"{run.task}: evaluate() must return a dict of numbers, not {found!r}") from None
+        raise TypeError(f"{run.task}: evaluate() must return a dict of numbers, not {_short(found)}") from None
     for name in ("val_loss", task.metric):
         if name not in final:
             raise ValueError(f"{run.task}: evaluate() must return {name!r}; it returned only {', '.join(final)}")
@@ -171,7 +172,12 @@ def _loss(task: Task, run: Run, model: torch.nn.Module, batch: Any) -> torch.Ten
     loss: Any = task.loss(model, batch)
     if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
-    what = repr(loss)
+    what = _short(loss)
     if isinstance(loss, torch.Tensor):
         what = f"one of shape {tuple(loss.shape)}" if loss.numel() != 1 else "one that has no gradient"
     raise TypeError(f"{run.task}: loss() must return a scalar tensor to call backward() on, not {what}")
+
+
+def _short(value: Any) -> str:
+    """A value in a line of an error."""
+    return " ".join(reprlib.repr(value).split())

@@ -101,9 +101,11 @@ class Store:
         lock = sqlite3.connect(self.folder / ".lock", timeout=0, isolation_level=None)
         try:
             lock.execute("begin exclusive")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             lock.close()
-            raise StudyError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise StudyError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+            raise self._refused(error) from error
         try:
             for leftover in (self.folder / "curves").glob(".*"):
                 leftover.unlink(missing_ok=True)
@@ -198,10 +200,17 @@ class Store:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as ledger:
-            # What is committed survives the death of the process, as it is in the hands of the operating system.
-            ledger.execute("pragma synchronous = normal")
-            yield ledger
+        try:
+            with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as ledger:
+                # What is committed survives the death of the process, as it is in the hands of the operating system.
+                ledger.execute("pragma synchronous = normal")
+                yield ledger
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: sqlite3.Error) -> StudyError:
+        kept = "runs that have finished are kept, and the same command goes on from there"
+        return StudyError(f"the ledger in {self.folder} cannot be used ({error}); {kept}")
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
