@@ -149,7 +149,7 @@ def test_a_task_without_batches_crashes_instead_of_hanging() -> None:
         (
             "evaluate",
             lambda *_: torch.eye(2),
-            "evaluate() must return a dict of numbers, not tensor([[1., 0.], [0., 1.]])",
+            "evaluate() must return a dict of numbers, not tensor([[1., ... [0., 1.]])",
         ),
         ("evaluate", lambda *_: {"val_loss": "x"}, "evaluate() must return a dict of numbers, not {'val_loss': 'x'}"),
         ("evaluate", lambda *_: {"val_accuracy": 1}, "evaluate() must return 'val_loss'; it returned only val_accurac"),
