@@ -349,6 +349,10 @@ def test_requests_that_make_no_sense_are_refused() -> None:
         check_optimizer("momo_adm")
     with pytest.raises(TargetError, match=r"torch.optim:Adamm cannot be imported: module 'torch.optim' has no"):
         check_optimizer("torch.optim:Adamm")
+    with pytest.raises(
+        TargetError, match=r"builtins:list returns a list, which has no step\(\); it must return an opt"
+    ):
+        Target("builtins:list").with_capabilities()
     with pytest.raises(TargetError, match=r"cannot be built: TypeError: .*'lrr'"):
         check_optimizer(torch.optim.Adam, options={"lrr": 1})
     with pytest.raises(TargetError, match=r"cannot do a step: ValueError: MoMo.step\(\) needs the loss"):

@@ -1,5 +1,6 @@
 """The command line: its options, its exit status, its sentences."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,50 @@ def test_a_study_from_the_command_to_the_report_and_again(run: Untuned) -> None:
     assert page.exists()
 
 
+def test_a_mended_task_goes_on_and_a_study_grows(run: Untuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own_task.py"
+    broken = "from tiny import Line\nclass Own(Line):\n    def batches(self, seed, epoch):\n"
+    broken += "        if seed == 1: raise RuntimeError('lost')\n        return super().batches(seed, epoch)\n"
+    own.write_text(broken)
+
+    def compare(*more: str, methods: str = "sgd") -> tuple[int, str, str]:
+        monkeypatch.delitem(sys.modules, "own_task", raising=False)  # as in a new process
+        importlib.invalidate_caches()
+        words = ["own_task:Own", "--methods", methods, "--lr", "0.1", "--workers", "1", "--out", "study", *more]
+        return run("compare", *words)
+
+    status, output, _ = compare("--seeds", "2")
+    assert (status, output.splitlines()[-2:]) == (
+        1,
+        [
+            "own_task:Own: 1 run crashed: RuntimeError: lost",
+            "crashed runs: 1; ledger.sqlite holds the tracebacks, --retry-crashed runs them again",
+        ],
+    )
+    own.write_text(broken.replace("seed == 1", "seed == 5") + "# mended\n")
+    before = Store("study").runs().to_pylist()
+    status, _, error = compare("--seeds", "2")
+    assert status == 2
+    assert "the code of its task 'own_task:Own' has changed since; --retry-crashed keeps what has finished" in error
+    assert Store("study").runs().to_pylist() == before
+    status, output, _ = compare("--seeds", "2", "--retry-crashed")
+    assert (status, output.count("own_task:Own sgd lr 0.1 seed 1: val_accuracy")) == (0, 1)
+    first, second = Store("study").runs().to_pylist()
+    assert first == before[0]  # not run again
+    assert (second["run"], second["status"]) == (before[1]["run"], "done")
+    assert ["mended own_task:Own" in row["versions"] for row in (first, second)] == [False, True]
+
+    for more, methods, new in ((("--seeds", "3"), "sgd", 1), (("--lr", "0.1,0.3"), "sgd,adam", 2 * 3 + 3)):
+        ledger = Store("study").runs().to_pylist()
+        status, output, _ = compare(*more, methods=methods)
+        assert (status, len(Store("study").runs())) == (0, len(ledger) + new)
+        assert f"{len(ledger)} of {len(ledger) + new} runs are there already\n" in output
+        assert Store("study").runs().to_pylist()[: len(ledger)] == ledger
+    status, output, _ = compare("--seeds", "1")  # asks for less than is there
+    assert (status, "12 of 12 runs are there already\n" in output) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -120,6 +165,10 @@ def test_a_study_from_the_command_to_the_report_and_again(run: Untuned) -> None:
         (["compare", "tiny:Line", "--budget", "-1"], "budget: epochs must be positive and finite, not -1.0"),
         (["compare", "nothing"], "no task 'nothing'; there are "),
         (["compare", "no_module:Task"], "no module 'no_module'"),
+        (["compare", "tiny:Unbuilt"], "untuned: task 'tiny:Unbuilt' cannot be created: KeyError: 'data/train.csv' ("),
+        (["compare", "tiny:Unbatched"], "task 'tiny:Unbatched': batch_size: Input should be greater than 0, not 0"),
+        (["compare", "tiny:Hopeless"], "task 'tiny:Hopeless': chance: Input should be a finite number, not inf"),
+        (["compare", "broken:Task"], "task 'broken:Task': 'broken' cannot be imported: RuntimeError: boom ("),
         (["compare", "tiny:Line", "--methods", "adam", "--out", "occupied"], "occupied exists and holds no study"),
         (["report", "occupied"], "occupied holds no study: study.json is missing"),
         (["show", "momo-adm"], "'momo-adm'; did you mean momo_adam"),
@@ -140,6 +189,10 @@ def test_refusals_are_one_sentence_and_exit_status_two(
 ) -> None:
     monkeypatch.setenv("UNTUNED_DATA", str(tmp_path / "no-data"))
     monkeypatch.setenv("COLUMNS", "200")
+    code = tmp_path.parent / f"{tmp_path.name}-code"
+    code.mkdir()
+    (code / "broken.py").write_text("raise RuntimeError('boom')")
+    monkeypatch.syspath_prepend(code)
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "notes.txt").touch()
     status, output, error = run(*arguments)

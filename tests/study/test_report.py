@@ -289,6 +289,36 @@ def test_study_in_which_nothing_has_run_yet(tmp_path: Path):
     assert "| adam | – | – | 0 | – | 0 | 0 | 0 of 0 |" in markdown(folder)
 
 
+def test_study_in_which_everything_crashed_says_why(tmp_path: Path):
+    folder = build(tmp_path / "s", study(), peak_at(1), status=lambda run: "crashed")
+    page = report.write(folder)
+    text = text_of(page)
+    assert "No run has finished: 42 of 42 crashed. " in text
+    why = "fashion-mlp: 42 runs crashed: RuntimeError: <no> memory"
+    assert text.count(why) == 1 + 5  # above, and in the place of each chart
+    assert "<svg" not in page.read_text(encoding="utf-8").split("<main>")[1].split("<table>")[0]
+    ax = axes(charts.words, text=load(folder).tasks[0].nothing)
+    assert [" ".join(t.get_text().split()) for t in ax.texts] == ["No run has finished; " + why + "."]
+    assert not ax.axison
+
+
+def test_task_that_crashed_beside_one_that_did_not(tmp_path: Path):
+    crashes = lambda run: "crashed" if run.task == TEXT.name else "done"  # noqa: E731
+    folder = build(tmp_path / "s", study([MLP, TEXT]), peak_at(1), status=crashes)
+    first, second = load(folder).tasks
+    assert (first.nothing, second.nothing[:60]) == ("", "No run has finished; sotu-transformer: 42 runs crashed: Runt")
+    assert text_of(report.write(folder)).count("sotu-transformer: 42 runs crashed") == 6
+
+
+def test_no_room_for_a_report_is_one_sentence(tmp_path: Path):
+    folder = build(tmp_path / "s", study(), peak_at(1))
+    (folder / "report.html").mkdir()
+    with pytest.raises(
+        StudyError, match=rf"cannot write a report to {folder} \(.*\); the runs are kept, `untuned repor"
+    ):
+        report.write(folder)
+
+
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     folder = build(tmp_path / "s", study(methods=["adam"], seeds=1), peak_at(1e-1, 0.8, 0.1))
     text = text_of(report.write(folder))

@@ -139,6 +139,33 @@ def test_a_task_without_batches_crashes_instead_of_hanging() -> None:
     assert "tiny:Line: batches(seed=1, epoch=0) is empty" in result.error
 
 
+@pytest.mark.parametrize(
+    ("member", "value", "sentence"),
+    [
+        ("loss", lambda *_: 5.5, "loss() must return a scalar tensor to call backward() on, not 5.5"),
+        ("loss", lambda *_: torch.ones(2, 3), "a scalar tensor to call backward() on, not one of shape (2, 3)"),
+        ("loss", lambda *_: torch.ones(()), "a scalar tensor to call backward() on, not one that has no gradient"),
+        ("evaluate", lambda *_: 0.5, "evaluate() must return a dict of numbers, not 0.5"),
+        (
+            "evaluate",
+            lambda *_: torch.eye(2),
+            "evaluate() must return a dict of numbers, not tensor([[1., ... [0., 1.]])",
+        ),
+        ("evaluate", lambda *_: {"val_loss": "x"}, "evaluate() must return a dict of numbers, not {'val_loss': 'x'}"),
+        ("evaluate", lambda *_: {"val_accuracy": 1}, "evaluate() must return 'val_loss'; it returned only val_accurac"),
+        ("metric", "val_acc", "evaluate() must return 'val_acc'; it returned only val_loss, val_accuracy"),
+        ("model", lambda *_: None, "model(seed) must return a torch.nn.Module, not None"),
+    ],
+)
+def test_a_broken_task_is_named_with_what_is_wrong(member: str, value: object, sentence: str) -> None:
+    task = Line()
+    setattr(task, member, value)
+    result, _ = train(task, make())
+    assert (result.status, result.steps) == ("crashed", 0)
+    last = result.error.strip().splitlines()[-1]
+    assert "tiny:Line: " in last and sentence in last
+
+
 def test_the_optimizer_is_put_into_eval_mode_around_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     mode: list[str] = []
     create = untuned.create

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -204,8 +205,10 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
     Store.create(tmp_path / "study", of)
     written = (tmp_path / "study" / "study.json").read_bytes()
-    with pytest.raises(StudyError, match=r"a different study \(it differs in methods\); choose another --out"):
-        Store.create(tmp_path / "study", study("tiny:Line", lrs=(0.01, 0.1)))
+    with pytest.raises(StudyError, match=r"study: epochs of its task 'tiny:Line' is 4.0, not 9.0; else choose another"):
+        Store.create(tmp_path / "study", resolve(["tiny:Line"], parse_methods("adam"), (0.1,), seeds=2, epochs=9))
+    with pytest.raises(StudyError, match=r"study: its version is '.*', not '0'; else choose another --out"):
+        Store.create(tmp_path / "study", of.model_copy(update={"version": "0"}))
     assert (tmp_path / "study" / "study.json").read_bytes() == written
     assert Store.create(tmp_path / "study", of).study == of
 
@@ -214,6 +217,38 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "study" / "study.json").write_text("{}")
     with pytest.raises(StudyError, match=r"study.json cannot be read"):
         Store(tmp_path / "study")
+
+
+def test_a_study_grows_and_never_shrinks(tmp_path: Path) -> None:
+    of = study("tiny:Line", methods="adam", lrs=(0.01, 1.0))
+    Store.create(tmp_path, of)
+    more = resolve(["tiny:Slow", "tiny:Line"], parse_methods("adam(lr=0.1),sgd"), (0.3,), seeds=1)
+    grown = Store.create(tmp_path, more).study
+    assert [task.name for task in grown.tasks] == ["tiny:Line", "tiny:Slow"]
+    assert [(method.name, method.lrs) for method in grown.methods] == [("adam", (0.01, 0.1, 1.0)), ("sgd", (0.3,))]
+    assert grown.seeds == (0, 1)
+    assert {run.id for run in [*of.runs(), *more.runs()]} < {run.id for run in grown.runs()}
+    assert len(grown.runs()) == 2 * (3 + 1) * 2
+    assert Store(tmp_path).study == Store.create(tmp_path, of).study == grown
+
+
+def test_a_full_disk_is_one_sentence_and_the_study_goes_on_from_there(tmp_path: Path) -> None:
+    of = study("tiny:Line", methods="adam", lrs=(0.01,))
+    store = Store.create(tmp_path, of)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # its tables lie below, a page more does not
+    try:
+        full = pytest.raises(
+            StudyError, match=rf"the ledger in {tmp_path} cannot be used \(.*(full|I/O).*\); runs that"
+        )
+        with full, store.writing():
+            for run in of.runs():
+                store.start(run)
+                store.finish(run, Result("crashed", error="long" * 10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    sweep(store, 1, Silent())
+    assert numbers(store) == undisturbed(of)
 
 
 def test_tables_read_back(tmp_path: Path) -> None:

@@ -62,3 +62,22 @@ class Raises(Line):
         if seed == 1 and epoch == 2:
             raise RuntimeError("the third epoch is lost")
         return super().batches(seed, epoch)
+
+
+class Unbuilt(Line):
+    def __init__(self) -> None:
+        raise KeyError("data/train.csv")
+
+
+class Unbatched(Line):
+    batch_size = 0
+
+
+class Hopeless(Line):
+    chance = float("inf")
+
+
+class Mute(Line):
+    """Has another metric than it says."""
+
+    metric = "val_acc"

@@ -37,7 +37,7 @@ from untuned.kernels.pointers import *
 T = np.{arithmetic}
 
 {functions}
-@njit(parallel={parallel}, cache=True, nogil=True, **FAST)
+@njit(parallel={parallel}, nogil=True, **FAST)
 def sweep(pointers, pieces, tensor, offset, length, table, partial):
     for piece in prange(pieces.shape[0]):
         first, end = pieces[piece]

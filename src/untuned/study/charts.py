@@ -133,6 +133,12 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
     _name_lines(ax, ends)
 
 
+def words(ax: Axes, text: str) -> None:
+    """A sentence where there is nothing to draw."""
+    ax.axis("off")
+    ax.text(0, 1, textwrap.fill(text, 70), transform=ax.transAxes, va="top")
+
+
 def over_time(ax: Axes, what: str, curves: Mapping[str, Curve], looks: Mapping[str, Style]) -> None:
     """One curve per method against epochs, on a logarithmic axis."""
     ax.set_yscale("log")

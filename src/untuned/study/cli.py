@@ -81,7 +81,8 @@ def compare(
 ) -> None:
     """Run methods x learning rates x seeds on tasks and write a report.
 
-    The same command again goes on where an earlier one was stopped. An lr option of a method, as in prodigy(lr=1.0) or
+    The same command again goes on where an earlier one was stopped, and one with more tasks, methods, learning rates or
+    seeds and the same --out runs only what is new. An lr option of a method, as in prodigy(lr=1.0) or
     adam(lr=(1e-4, 1e-3)), replaces --lr for it.
     """
     from untuned.study import report
@@ -264,8 +265,8 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
     from untuned.study.sweep import sweep
 
     workers = workers or os.cpu_count() or 1
-    store = Store.create(folder, study)
-    print(f"{len(study.runs())} runs in {folder}")
+    store = Store.create(folder, study, mended=retry_crashed)
+    print(f"{len(store.study.runs())} runs in {folder}")
     try:
         with Live(store, workers, retry_crashed, Console()) as view:
             sweep(store, workers, view, retry_crashed)
@@ -276,9 +277,12 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
 
 
 def _exit_if_crashed(store: "Store") -> None:
+    from untuned.study.results import crashes
+
     crashed = list(store.statuses().values()).count("crashed")
     if crashed:
-        print(f"crashed runs: {crashed}; the column error of ledger.sqlite says why, --retry-crashed runs them again")
+        print(*crashes(store.runs().to_pylist()), sep="\n")
+        print(f"crashed runs: {crashed}; ledger.sqlite holds the tracebacks, --retry-crashed runs them again")
         raise typer.Exit(1)
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 import untuned
 from untuned.study import tasks
@@ -73,10 +82,12 @@ class TaskEntry(_Frozen):
     title: str
     metric: str
     maximize: bool
-    chance: float
+    chance: FiniteFloat
     batch_size: PositiveInt
     epochs: PositiveFloat
     source: str = ""  # hash of the file of a task of one's own: other code is another task
+    # The hash of the file after it was mended: what had finished by then was kept and identifies the runs by `source`.
+    mended: str = Field(default="", exclude_if=lambda mended: not mended)
 
 
 class MethodEntry(_Frozen):
@@ -120,6 +131,43 @@ class Study(_Frozen):
             for method, lr in zip(self.methods, rank, strict=True)
             if lr is not None
         ]
+
+    def grown(self, asked: "Study", mended: bool) -> "Study":
+        """This study and what another asks for: tasks, methods, learning rates and seeds are added, none taken away.
+
+        `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one.
+        Raises StudyError if the two cannot be one study.
+        """
+        for field in ("version", "drops"):
+            if getattr(self, field) != getattr(asked, field):
+                raise StudyError(f"its {field} is {getattr(self, field)!r}, not {getattr(asked, field)!r}")
+        found = {task.name: task for task in self.tasks}
+        for task in asked.tasks:
+            found[task.name] = _same_task(found.get(task.name, task), task, mended)
+        methods = {label(method.name, method.options): method for method in self.methods}
+        for method in asked.methods:
+            there = methods.setdefault(label(method.name, method.options), method)
+            lrs = tuple(sorted({*there.lrs, *method.lrs}))
+            methods[label(method.name, method.options)] = there.model_copy(update={"lrs": lrs})
+        seeds = tuple(sorted({*self.seeds, *asked.seeds}))
+        return self.model_copy(
+            update={"tasks": tuple(found.values()), "methods": tuple(methods.values()), "seeds": seeds}
+        )
+
+
+def _same_task(there: TaskEntry, task: TaskEntry, mended: bool) -> TaskEntry:
+    for field in sorted(TaskEntry.model_fields.keys() - {"source", "mended"}):
+        before, now = getattr(there, field), getattr(task, field)
+        if before != now:
+            raise StudyError(f"{field} of its task {task.name!r} is {before!r}, not {now!r}")
+    if task.source == (there.mended or there.source):
+        return there
+    if not mended:
+        raise StudyError(
+            f"the code of its task {task.name!r} has changed since; --retry-crashed keeps what has finished and runs "
+            "the rest with the code as it is now"
+        )
+    return there.model_copy(update={"mended": task.source if task.source != there.source else ""})
 
 
 def _coarse_to_fine(values: Sequence[float]) -> list[float]:
@@ -266,18 +314,22 @@ def _refuse_repetition(what: str, names: Sequence[str]) -> None:
 def _task(name: str, epochs: float | None) -> TaskEntry:
     try:
         task = tasks.load(name)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         raise StudyError(str(error)) from error
-    return TaskEntry(
-        name=name,
-        title=task.title,
-        metric=task.metric,
-        maximize=task.maximize,
-        chance=task.chance,
-        batch_size=task.batch_size,
-        epochs=task.epochs if epochs is None else epochs,
-        source=_source(task) if ":" in name else "",
-    )
+    try:
+        return TaskEntry(
+            name=name,
+            title=task.title,
+            metric=task.metric,
+            maximize=task.maximize,
+            chance=task.chance,
+            batch_size=task.batch_size,
+            epochs=task.epochs if epochs is None else epochs,
+            source=_source(task) if ":" in name else "",
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise StudyError(f"task {name!r}: {wrong['loc'][0]}: {wrong['msg']}, not {wrong['input']!r}") from None
 
 
 def _source(task: tasks.Task) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from untuned.study.config import Run
+from untuned.study.results import last_line
 from untuned.study.runner import Result
 from untuned.study.store import Store
 from untuned.study.sweep import pending
@@ -59,7 +60,9 @@ class Live:
         if result.status == "crashed" or not self.console.is_terminal:
             metric = self.metrics[run.task]
             outcome = (
-                f"{metric} {result.final[metric]:.4g}" if result.final else f"{result.status}: {_last(result.error)}"
+                f"{metric} {result.final[metric]:.4g}"
+                if result.final
+                else f"{result.status}: {last_line(result.error)}"
             )
             self.console.print(
                 f"{self.counts.total()}/{self.total} {run}: {outcome} ({result.seconds:.1f} s)",
@@ -82,7 +85,3 @@ class Live:
         means = {task: fmean(seconds) for task, seconds in self.seconds.items()}
         guess = fmean(means.values())
         return sum(n * means.get(task, guess) for task, n in self.left.items()) / self.workers
-
-
-def _last(error: str | None) -> str:
-    return (error or "").strip().splitlines()[-1]

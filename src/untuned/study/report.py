@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from untuned.study import charts
 from untuned.study.charts import Style, decades, power
-from untuned.study.config import label
-from untuned.study.results import Results, TaskResult, load
+from untuned.study.config import StudyError, label
+from untuned.study.results import Results, TaskResult, crashes, load
 from untuned.study.stats import Summary
 
 
@@ -26,14 +26,30 @@ def write(folder: Path) -> Path:
     """Write `report.html`, `report.png` and `tables/` into a study's folder and return the page's path.
 
     All tables but `step_cost.csv` depend on the results alone, not on the order of the runs nor on when they ran.
-    Runs that are missing or crashed are left out and counted. Raises StudyError if there is no study.
+    Runs that are missing or crashed are left out and counted. Raises StudyError if there is no study or no room.
     """
     results = load(folder)
+    try:
+        return _write(folder, results)
+    except OSError as error:
+        again = f"the runs are kept, `untuned report {folder}` writes it again"
+        raise StudyError(f"cannot write a report to {folder} ({error}); {again}") from error
+
+
+def _write(folder: Path, results: Results) -> Path:
     looks = charts.styles({label(m.name, m.options): _display(m.name, m.options) for m in results.study.methods})
     _write_tables(folder / "tables", results)
     charts.png(
         folder / "report.png",
-        [(t.task.title, partial(charts.lr_picture, result=t, looks=looks)) for t in results.tasks],
+        [
+            (
+                t.task.title,
+                partial(charts.words, text=t.nothing)
+                if t.nothing
+                else partial(charts.lr_picture, result=t, looks=looks),
+            )
+            for t in results.tasks
+        ],
         looks,
         f"mean and range over {_seeds(results)};  ×: diverged;  grey: close to the best of all methods",
     )
@@ -170,6 +186,9 @@ def _missing(results: Results) -> int:
 
 def _headline(results: Results, looks: Mapping[str, Style]) -> str:
     """One claim for a single task or for many, and one for each of two or three."""
+    crashed = sum(row["status"] == "crashed" for row in results.ledger.values())
+    if crashed and not results.finished:
+        return f"No run has finished: {crashed} of {len(results.runs)} crashed."
     if len(results.tasks) not in (2, 3):
         return _claim(results.tasks, looks)
     return " ".join(f"{t.task.name}: {_claim([t], looks)}" for t in results.tasks)
@@ -213,6 +232,7 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
         "runs": len(results.runs),
         "diverged": sum(f.diverged for f in results.finished),
         "missing": _missing(results),
+        "reasons": crashes(results.ledger.values()),
         "missing_why": ", ".join(f"{status[s]} {s}" for s in ("not run", "running", "crashed") if status[s]),
         "crashes": [
             (run, results.ledger[run.id]["error"])
@@ -230,6 +250,8 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
 
 def _task(result: TaskResult, lrs: Sequence[float], looks: Mapping[str, Style]) -> dict[str, Any]:
     def draw(chart: Callable[..., None], name: str, height: float = 3.7, **data: Any) -> Markup:
+        if result.nothing:
+            return Markup('<p class="note">{}</p>').format(result.nothing)
         return Markup(charts.svg(partial(chart, looks=looks, **data), f"{name}: {result.task.title}", height))
 
     tall = 1.25 + 0.28 * len(looks)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class TaskResult:
     summaries: list[Summary]
     train_loss: dict[str, Curve]  # by method, at its best learning rate
     lr_effective: dict[str, Curve]
+    nothing: str = ""  # why there is nothing to draw
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,27 @@ def load(folder: Path) -> Results:
         if row and row["status"] in ("done", "diverged"):
             value = json.loads(row["final"])[tasks[run.task].metric] if row["status"] == "done" else math.nan
             finished.append(Finished(run, value if math.isfinite(value) else math.nan, store.curve(run.id)))
-    results = [_task(study, task, [f for f in finished if f.run.task == task.name]) for task in study.tasks]
+    results = [
+        _task(study, task, [f for f in finished if f.run.task == task.name], list(ledger.values()))
+        for task in study.tasks
+    ]
     return Results(study, runs, ledger, finished, results)
 
 
-def _task(study: Study, task: TaskEntry, finished: Sequence[Finished]) -> TaskResult:
+def crashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why runs of a ledger crashed: a line for each task and error, with the number of its runs."""
+    found = Counter((row["task"], last_line(row["error"])) for row in rows if row["status"] == "crashed")
+    return [f"{task}: {n} run{'s' if n > 1 else ''} crashed: {error}" for (task, error), n in found.items()]
+
+
+def last_line(error: str | None) -> str:
+    """What a traceback comes to."""
+    return (error or "").strip().splitlines()[-1]
+
+
+def _task(
+    study: Study, task: TaskEntry, finished: Sequence[Finished], ledger: Sequence[Mapping[str, Any]]
+) -> TaskResult:
     # Two points of accuracy, or 2 % of what a model that learned nothing gets: fixed by the task, not by the results.
     tolerance = 0.02 if task.maximize else 0.02 * abs(task.chance)
     words = task.metric.replace("val_", "validation ", 1).replace("_", " ")
@@ -112,7 +130,9 @@ def _task(study: Study, task: TaskEntry, finished: Sequence[Finished]) -> TaskRe
         if tables:
             train_loss[s.method] = _curve(tables, "train_loss")
             lr_effective[s.method] = _curve(tables, "lr_effective")
-    return TaskResult(task, metric, outcomes, summaries, train_loss, lr_effective)
+    crashed = crashes(row for row in ledger if row["task"] == task.name)
+    nothing = "" if finished else "; ".join(["No run has finished", *crashed]) + "."
+    return TaskResult(task, metric, outcomes, summaries, train_loss, lr_effective, nothing)
 
 
 def _outcome(

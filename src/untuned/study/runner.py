@@ -2,11 +2,13 @@
 
 import math
 import random
+import reprlib
 import time
 import traceback
 from dataclasses import dataclass, field
 from itertools import chain, count, islice, repeat
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +99,8 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(run.seed)
     model = task.model(run.seed)
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{run.task}: model(seed) must return a torch.nn.Module, not {_short(model)}")
     records = untuned.get(run.method).records_samples
     if records and not task.samples:
         raise ValueError(f"{run.method} records a loss per sample, and {run.task} does not number its samples")
@@ -110,7 +114,7 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
 
     def evaluate() -> dict[str, float]:
         optimizer.eval()
-        final = {name: float(value) for name, value in task.evaluate(model).items()}
+        final = _evaluated(task, run, model)
         optimizer.train()
         curve.add(
             curve.steps / per_epoch,
@@ -135,7 +139,7 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
                     group["lr"] /= 10
         begin = time.perf_counter()
         optimizer.zero_grad()
-        loss = task.loss(model, batch)
+        loss = _loss(task, run, model, batch)
         loss.backward()
         curve.fwdbwd.append(time.perf_counter() - begin)
         curve.losses.append(loss.item())
@@ -150,3 +154,30 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
         if curve.steps in evaluations:
             final = evaluate()
     return final
+
+
+def _evaluated(task: Task, run: Run, model: torch.nn.Module) -> dict[str, float]:
+    found: Any = task.evaluate(model)
+    try:
+        final = {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise TypeError(f"{run.task}: evaluate() must return a dict of numbers, not {_short(found)}") from None
+    for name in ("val_loss", task.metric):
+        if name not in final:
+            raise ValueError(f"{run.task}: evaluate() must return {name!r}; it returned only {', '.join(final)}")
+    return final
+
+
+def _loss(task: Task, run: Run, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    loss: Any = task.loss(model, batch)
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    what = _short(loss)
+    if isinstance(loss, torch.Tensor):
+        what = f"one of shape {tuple(loss.shape)}" if loss.numel() != 1 else "one that has no gradient"
+    raise TypeError(f"{run.task}: loss() must return a scalar tensor to call backward() on, not {what}")
+
+
+def _short(value: Any) -> str:
+    """A value in a line of an error."""
+    return " ".join(reprlib.repr(value).split())

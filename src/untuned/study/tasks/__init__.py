@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import get_type_hints
@@ -35,7 +36,7 @@ def load(name: str) -> Task:
     The current directory is searched for modules too.
 
     Raises:
-        ValueError: no such task or module, or the class is no complete `Task`.
+        ValueError: no such task or module, it raised something, or the class is no complete `Task`.
         FileNotFoundError: its data has to be fetched first; the message names the command.
     """
     if ":" in name:
@@ -51,10 +52,10 @@ def _load_own(name: str) -> Task:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"task {name!r}: no module {error.name!r} here or among the installed packages") from error
+    except Exception as error:  # whatever its code raises
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"task {name!r}: no module {error.name!r} here or among the installed packages") from error
+        raise ValueError(f"task {name!r}: {module_name!r} cannot be imported: {_said(error)}") from error
     task_class = getattr(module, class_name, None)
     if not (isinstance(task_class, type) and issubclass(task_class, Task)):
         raise ValueError(
@@ -66,9 +67,19 @@ def _load_own(name: str) -> Task:
         inspect.signature(task_class).bind()
     except TypeError as error:
         raise ValueError(f"task {name!r} cannot be created without arguments: {error}") from error
-    task = task_class()
+    try:
+        task = task_class()
+    except Exception as error:
+        raise ValueError(f"task {name!r} cannot be created: {_said(error)}") from error
     for attribute, kind in get_type_hints(Task).items():
         value = getattr(task, attribute, None)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"task {name!r}: {attribute!r} must be of type {kind.__name__}, got {value!r}")
     return task
+
+
+def _said(error: Exception) -> str:
+    """The error, and the line of the task's code that led to it."""
+    ours = os.path.dirname(__file__), os.path.dirname(importlib.__file__)
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<frozen"))]
+    return f"{type(error).__name__}: {error}" + (f" ({lines[0].filename}, line {lines[0].lineno})" if lines else "")

@@ -86,6 +86,9 @@ class Target:
             raise
         except Exception as error:
             raise TargetError(f"{self.name} cannot be built: {type(error).__name__}: {error}") from error
+        if not callable(getattr(optimizer, "step", None)):
+            what = f"a {type(optimizer).__name__}, which has no step()"
+            raise TargetError(f"{self.name} returns {what}; it must return an optimizer.")
         taken = inspect.signature(optimizer.step).parameters
         found = {"loss": "loss" in taken, "closure": "closure" in taken}
         found["modes"] = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
