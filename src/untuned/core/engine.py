@@ -139,6 +139,7 @@ class Optimizer(torch.optim.Optimizer):
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._begun: set[torch.Tensor] = set()
         self._advised: set[Any] = set()
+        self._calls, self._losses, self._course = 0, list[torch.Tensor](), dict[str, torch.Tensor]()  # for advice
         self._lands = hasattr(self.parts["step_size"], "land")
         self._wanders = self._lands and any("p" in one.program(self, frozenset()).stores for one, _ in self._plan[:-1])
         self.touched = False  # whether the weights may be elsewhere than the last sweep of the last step left them
@@ -387,8 +388,21 @@ class Optimizer(torch.optim.Optimizer):
                     self.touched and bucket.on is not None and (bucket.device.type != "cpu" or not bucket.on.numpy())
                 ):
                     bucket.versions = list(map(version, bucket.params))  # else a change may not have been taken in
-        self._recorded = []
+        self._recorded, self._calls = [], self._calls + 1
+        if self._calls % 100 == 0:
+            self._look_back(buckets)
         return result
+
+    def _look_back(self, buckets: list[Bucket]) -> None:
+        """Keep what parts want to know of the last hundred losses, and on a CPU, where reading is free, warn."""
+        if self._losses:
+            ascending = torch.stack([value.to(self.device) for value in self._losses]).sort().values
+            low, last = (ascending[len(ascending) // part] for part in (10, 2))
+            course = {"loss_first": self._losses[0], "loss_least": last} | self._course
+            least = torch.minimum(course["loss_least"].to(last), last)
+            self._losses, self._course = [], course | {"loss_low": low, "loss_last": last, "loss_least": least}
+        if all(bucket.device.type == "cpu" for bucket in buckets):
+            self.metrics()
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
@@ -469,7 +483,8 @@ class Optimizer(torch.optim.Optimizer):
         value = totals.mean_over_ranks(value, self.loss_group)
         if ids is not None:
             ids = totals.of_all_ranks(self._title, ids, self.loss_group)
-        return -value if self.maximize else value, ids
+        self._losses.append(-value if self.maximize else value)
+        return self._losses[-1], ids
 
     def _begin(self, buckets: list[Bucket]) -> None:
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""
@@ -637,13 +652,13 @@ class Optimizer(torch.optim.Optimizer):
         found |= {"steps": first["steps"], "skipped": first["skipped"]}
         if self.grad_norm is not None:
             found["grad_norm"] = self.grad_norm
-        read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
-        values = dict(zip(found, read.tolist(), strict=True))
+        read = torch.stack([number_from(v, self.device).reshape(()) for v in (found | self._course).values()])
+        values = dict(zip(found | self._course, read.tolist(), strict=True))
         for part in self.parts.values():
-            if part not in self._advised and hasattr(part, "advice") and (text := part.advice(values)):
+            if part not in self._advised and hasattr(part, "advice") and (text := part.advice(first | values)):
                 self._advised.add(part)
                 warnings.warn(text, stacklevel=2)
-        return values
+        return {key: values[key] for key in found}
 
     def _largest(self, states: list[dict[str, torch.Tensor]], key: str) -> torch.Tensor:
         return torch.stack([held[key].to(self.device) for held in states]).double().max()

@@ -59,7 +59,7 @@ class DAdaptation(StepSize):
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
         c.d = where(c.t > c.freeze_after, c.d, d)
 
-    def advice(self, numbers: dict[str, float]) -> str | None:
+    def advice(self, numbers: dict[str, Any]) -> str | None:
         if numbers["steps"] >= 100 and numbers["d"] == self.d0:
             return f"D-Adaptation: d is still d0={self.d0:g} after {numbers['steps']:.0f} steps. Raise d0 tenfold."
         return None

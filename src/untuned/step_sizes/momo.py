@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, each, maximum, minimum, where
+from untuned.step_sizes.loss_advice import bounded
 
 
 class MoMo(StepSize):
@@ -76,6 +77,9 @@ class MoMo(StepSize):
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr, x.lr
+
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return bounded(self.name, numbers, "" if self.online else "set use_fstar=True (in compositions online=True)")
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.theta * x.rho * x.lr

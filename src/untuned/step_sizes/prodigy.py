@@ -68,7 +68,7 @@ class Prodigy(StepSize):
         c.d_max = where(frozen, c.d_max, maximum(c.d_max, c.d_hat))
         c.d = where(frozen, c.d, minimum(c.d_max, d * c.growth_rate))
 
-    def advice(self, numbers: dict[str, float]) -> str | None:
+    def advice(self, numbers: dict[str, Any]) -> str | None:
         steps, d, d_hat = (numbers[key] for key in ("steps", "d", "d_hat"))
         if steps >= 100 and d == self.d0:
             return f"Prodigy: d is still d0={d:g} after {steps:.0f} steps. Raise d0 tenfold, up to 1e-4."
