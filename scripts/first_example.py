@@ -1,6 +1,6 @@
 """Which method the README's first example shows: methods at their default options on four small tasks.
 
-    python scripts/first_example.py                        # about ten minutes on one core; prints the table of docs/evidence.md
+    python scripts/first_example.py          # prints the table of docs/evidence.md; some minutes on one core
 
 The rule, fixed before the first run:
 
@@ -8,8 +8,8 @@ The rule, fixed before the first run:
   asks for a schedule run under `untuned.schedules.LinearDecay` over the whole run; the others at a constant lr. AdamW,
   at its default lr of 1e-3 under the same decay, is the baseline. `momo_adam(lr=1)`, the advice this study is to
   replace, is measured and cannot win.
-- The tasks are those that ship with the package and differ most: fashion-mlp and fashion-cnn (20 epochs), logreg-vehicle
-  (100), sotu-char (1).
+- The tasks are those that ship with the package and differ most: fashion-mlp and fashion-cnn (20 epochs),
+  logreg-vehicle (100), sotu-char (1).
 - The error of a method on a task is the mean over seeds of 1 less the task's accuracy, or of bits per character,
   evaluated once after the last step. A run that diverged counts as chance.
 - Its regret there is its error over the smallest error of any row, less 1. A first example must do no harm where it

@@ -26,7 +26,8 @@ class MoMo(StepSize):
         L <- max((F - G + sum <m, x> - theta/2 sum lr <m, m / D>) / rho, lb)
 
     Where the model lies at or below its bound the step is 0: a loss that falls below `lb` stops the training, so `lb`
-    must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
+    must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high. Where
+    the loss cannot come near `lb`, theta is too large throughout, and lr alone keeps the steps short.
 
     What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. A step of its own
     adds <m, x_new - x> to E, and the next gradient multiplies it by the direction's `keep`: x is read once, to be
