@@ -55,8 +55,8 @@ class MoMoAdam(Optimizer):
     comes near lb, a lower bound of it, as with classifiers that fit their data; where it stays far above, as in a
     language model, such steps raise the loss: keep the default or less, raise lb to the lowest loss expected, or
     estimate it, upwards from lb, with `use_fstar=True` (MoMo-Adam*). The loss must not fall below lb: there the steps
-    are 0. `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what differs from
-    the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
+    are 0. `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what
+    differs from the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
