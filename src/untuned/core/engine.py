@@ -619,7 +619,9 @@ class Optimizer(torch.optim.Optimizer):
     def metrics(self) -> dict[str, float]:
         """Numbers worth logging, read from the device in one go when called.
 
-        Warns once if they show that an estimate of the method is stuck or has run away, with the option to turn.
+        Warns once, with the option to turn, if they show that an estimate of the method is stuck, that a method which
+        reads the loss keeps raising it, or that the loss lies below its bound. On a CPU every hundredth step looks by
+        itself; elsewhere that would wait for the device, and only a call of this warns.
         `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
         others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
         """
