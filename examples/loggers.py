@@ -46,7 +46,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1))
-    optimizer = untuned.create(model, "momo_adam", lr=1.0)
+    optimizer = untuned.create(model, "momo_adam", lr=1.0)  # the loss of this problem comes near 0
     for step in range(1, 201):
         x = torch.rand(64, 2) * 2 - 1
         loss = (model(x) - torch.sin(3 * x[:, :1]) * x[:, 1:]).square().mean()

@@ -65,6 +65,7 @@ def main() -> None:
     ray.init(num_cpus=2)
     trainer = TorchTrainer(
         loop,
+        # lr 1 since the loss of this problem comes near 0
         train_loop_config={"optimizer": args.optimizer, "options": {"lr": 1.0}, "steps": 100, "report_every": 20},
         scaling_config=train.ScalingConfig(num_workers=2),
         run_config=train.RunConfig(

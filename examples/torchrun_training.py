@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("run"))
     parser.add_argument("--optimizer", default="momo_adam", choices=untuned.list())
-    parser.add_argument("--lr", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=1.0)  # the loss of this problem comes near 0
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=20, help="steps")
     parser.add_argument("--execution", default="auto")

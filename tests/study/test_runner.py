@@ -65,6 +65,12 @@ def test_the_budget_is_in_epochs_and_may_be_a_fraction(epochs: float, steps: int
     assert seen == sorted(set(seen))
 
 
+def test_the_advice_of_a_method_does_not_end_a_run_that_is_meant_to_be_bad() -> None:
+    result, curve = train(Line(), make(method="prodigy", options={}, lr=1e-9, epochs=30))
+    assert (result.status, result.steps) == ("done", 150)
+    assert curve["lr_effective"][-1].as_py() == pytest.approx(1e-15)  # d has not left d0
+
+
 def test_train_loss_is_the_mean_since_the_last_row() -> None:
     fine = train(Line(), make(epochs=4))[1]["train_loss"].to_pylist()[1:]
     coarse = train(Line(), make(epochs=80))[1]["train_loss"].to_pylist()[1:]

@@ -169,6 +169,7 @@ class Optimizer(torch.optim.Optimizer):
         self._together: list[Any] | None = None  # where ranks hold different parameters: whether each group may change
         self._apart: Any = False  # whether numbers of the model were seen to differ between ranks
         self._driven = any("loss" in part.needs for part in self.parts.values())
+        self._calls, self._losses, self._course = 0, list[torch.Tensor](), dict[str, torch.Tensor]()  # for advice
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
         self._in_numpy = decided_in_numpy(self.parts) if on_host else set[str]()
@@ -418,7 +419,9 @@ class Optimizer(torch.optim.Optimizer):
             self._step(loss, computed, sample_ids)
         elif not self.state:
             state.own(self)  # which is what torch.distributed.checkpoint makes such a step for
-        self._recorded = []
+        self._recorded, self._calls = [], self._calls + 1
+        if self._calls % 100 == 0:
+            self._look_back()
         return result
 
     def _step(self, loss: Any, computed: Any, sample_ids: Any) -> None:
@@ -472,6 +475,17 @@ class Optimizer(torch.optim.Optimizer):
                 alive = (counts[1:] > 0) & (counts[0] == size)
                 together = [on & torch.as_tensor(g["lr"] != 0) for on, g in zip(alive, self.param_groups, strict=False)]
         return together or None
+
+    def _look_back(self) -> None:
+        """Keep what parts want to know of the last hundred losses, and on a CPU, where reading is free, warn."""
+        if self._losses:
+            ascending = torch.stack([value.to(self.device) for value in self._losses]).sort().values
+            low, last = (ascending[len(ascending) // part] for part in (10, 2))
+            course = {"loss_first": self._losses[0], "loss_least": last} | self._course
+            least = torch.minimum(course["loss_least"].to(last), last)
+            self._losses, self._course = [], course | {"loss_low": low, "loss_last": last, "loss_least": least}
+        if self.device.type == "cpu":
+            self.metrics()
 
     def _live_buckets(self) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
@@ -539,13 +553,15 @@ class Optimizer(torch.optim.Optimizer):
                 )
             ids = self._checked_ids(sample_ids)
             value = self._scalar_loss(given, ids)
-        return -value if self.maximize else value, ids
+        return value, ids
 
     def _take_loss(self, value: torch.Tensor | None, ids: torch.Tensor | None) -> None:
         """What decisions read: the mean loss of the ranks, and the samples of all of them."""
         if value is not None:
             value, apart = totals.mean_over_ranks(value, state.numbers_of_model(self), self.loss_group)
             self._apart |= apart
+            value = -value if self.maximize else value
+            self._losses.append(value)
         self.loss = value
         self.sample_ids = None if ids is None else totals.of_all_ranks(self._title, ids, self.loss_group)
 
@@ -718,7 +734,9 @@ class Optimizer(torch.optim.Optimizer):
     def metrics(self) -> dict[str, float]:
         """Numbers worth logging, read from the device in one go when called.
 
-        Warns once if they show that an estimate of the method is stuck or has run away, with the option to turn.
+        Warns once, with the option to turn, if they show that an estimate of the method is stuck, that a method which
+        reads the loss keeps raising it, or that the loss lies below its bound. On a CPU every hundredth step looks by
+        itself; elsewhere that would wait for the device, and only a call of this warns.
         `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
         others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
         """
@@ -752,16 +770,16 @@ class Optimizer(torch.optim.Optimizer):
         found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": self._apart}
         if self.grad_norm is not None:
             found["grad_norm"] = self.grad_norm
-        read = torch.stack([number_from(v, self.device).reshape(()) for v in found.values()])
-        values = dict(zip(found, read.tolist(), strict=True))
-        texts = {part: part.advice(values) for part in self.parts.values() if hasattr(part, "advice")}
-        if values.pop("apart"):
+        read = torch.stack([number_from(v, self.device).reshape(()) for v in (found | self._course).values()])
+        values = dict(zip(found | self._course, read.tolist(), strict=True))
+        texts = {part: part.advice(first | values) for part in self.parts.values() if hasattr(part, "advice")}
+        if found.pop("apart") and values["apart"]:
             texts["ranks"] = f"{self._title}: {totals.APART}"
         for by, text in texts.items():
             if text and by not in self._advised:
                 self._advised.add(by)
                 warnings.warn(text, stacklevel=2)
-        return values
+        return {key: values[key] for key in found}
 
     def _largest(self, states: list[dict[str, torch.Tensor]], key: str) -> torch.Tensor:
         return torch.stack([held[key].to(self.device) for held in states]).double().max()

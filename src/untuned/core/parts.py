@@ -27,9 +27,12 @@ class Part(abc.ABC):
     """Declared slots, numbers and hyper-parameters (annotated fields), and verbs.
 
     `scope` says where `decide` runs: once for the model, once per group, or once for all tensors of a group as vectors.
-    A field of that name makes the scope an option. `advice(numbers)`, if a part has it, looks at what `metrics()` read
-    and returns a sentence about what has gone wrong and the option to turn, or None; `caution(group, decay)` looks at
-    the options of a new group in the same way, `decay` being what the weight decay gives.
+    A field of that name makes the scope an option. `advice(numbers)`, if a part has it, looks at the hyper-parameters
+    of the first group, at what `metrics()` read and, after 100 steps of a method that needs the loss, at `loss_first`
+    and the median and lower decile of each hundred, `loss_last` and `loss_low` of the last, `loss_least` the least
+    median so far; it returns a sentence about what has gone wrong and the option to turn, or None.
+    `caution(group, decay)` looks at the options of a new group in the same way, `decay` being what the weight decay
+    gives.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset()

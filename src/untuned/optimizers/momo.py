@@ -15,8 +15,9 @@ from untuned.weight_decay import Decoupled, Proximal
 class MoMo(Optimizer):
     """Momentum with a model-based adaptive step: arXiv 2305.07583, Algorithm 1, signature of momo-opt.
 
-    lr caps the step (1 is the authors' advice); lb is a known lower bound of the loss, which must not fall below it:
-    there the steps are 0. `use_fstar=True` (MoMo*) estimates the bound, upwards from lb; beta averages.
+    lr caps the step. 1, the authors' advice, is right where the loss comes near lb, a lower bound of it; where it stays
+    far above, the uncapped steps are too long: lower lr, raise lb to the lowest loss expected, or estimate it, upwards
+    from lb, with `use_fstar=True` (MoMo*). The loss must not fall below lb: there the steps are 0. beta averages.
     `bias_correction=False` starts the averages at their first sample. Weight decay is proximal and scales with lr, not
     with the adapted step. The mathematics, and what differs from the reference implementation, stand in
     `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 1.
@@ -50,11 +51,12 @@ class MoMo(Optimizer):
 class MoMoAdam(Optimizer):
     """MoMo with Adam's preconditioner: arXiv 2305.07583, Algorithm 2, signature of momo-opt.
 
-    lr caps Adam's step (0.1 to 1 leaves the choice to MoMo; the default is momo-opt's); lb is a known lower bound of
-    the loss, which must not fall below it: there the steps are 0. `use_fstar=True` (MoMo-Adam*) estimates the bound,
-    upwards from lb.
-    `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what differs from
-    the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
+    lr caps Adam's step; the default is momo-opt's. 0.1 to 1 leaves the choice to MoMo, which is right where the loss
+    comes near lb, a lower bound of it, as with classifiers that fit their data; where it stays far above, as in a
+    language model, such steps raise the loss: keep the default or less, raise lb to the lowest loss expected, or
+    estimate it, upwards from lb, with `use_fstar=True` (MoMo-Adam*). The loss must not fall below lb: there the steps
+    are 0. `divide=True` is the paper's proximal weight decay, False decays like AdamW. The mathematics, and what
+    differs from the reference implementation, stand in `untuned.step_sizes.MoMo`. Needs the loss. Sweeps: 2. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, maximum, minimum, ratio
+from untuned.step_sizes.loss_advice import bounded
 from untuned.step_sizes.polyak import decay_loss
 
 
@@ -30,6 +31,9 @@ class ALIG(StepSize):
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.delta), 1.0)
+
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return bounded(self.name, numbers)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr

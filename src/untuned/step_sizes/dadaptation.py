@@ -60,9 +60,10 @@ class DAdaptation(StepSize):
         d = maximum(c.d, minimum(d_hat, c.d * c.growth_rate))
         c.d = where(c.t > c.freeze_after, c.d, d)
 
-    def advice(self, numbers: dict[str, float]) -> str | None:
-        if numbers["steps"] >= 100 and numbers["d"] == self.d0:
-            return f"D-Adaptation: d is still d0={self.d0:g} after {numbers['steps']:.0f} steps. Raise d0 tenfold."
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        if numbers["steps"] >= 100 and numbers["d"] == numbers["d0"]:
+            steps, d0 = numbers["steps"], numbers["d0"]
+            return f"D-Adaptation: d is still d0={d0:g} after {steps:.0f} steps. Raise d0 tenfold."
         return None
 
     def size(self, x: Place) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, each, maximum, minimum, where
+from untuned.step_sizes.loss_advice import bounded
 
 
 class MoMo(StepSize):
@@ -25,7 +26,8 @@ class MoMo(StepSize):
         L <- max((F - G + sum <m, x> - theta/2 sum lr <m, m / D>) / rho, lb)
 
     Where the model lies at or below its bound the step is 0: a loss that falls below `lb` stops the training, so `lb`
-    must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high.
+    must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high. Where
+    the loss cannot come near `lb`, theta is too large throughout, and lr alone keeps the steps short.
 
     What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
     E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: so
@@ -67,6 +69,9 @@ class MoMo(StepSize):
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr, x.lr
+
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return bounded(self.name, numbers, "" if self.online else "set use_fstar=True (in compositions online=True)")
 
     def effective(self, x: Place, rate: Any) -> Any:
         return x.theta * x.rho * x.lr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, ClassVar
 
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt, where
+from untuned.step_sizes.loss_advice import bounded
 
 _NEEDS = frozenset({"loss"})
 
@@ -39,6 +41,9 @@ class SPS(StepSize):
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), c.c * slope), 1.0)
 
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return bounded(self.name, numbers)
+
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr
 
@@ -69,6 +74,11 @@ class DecSPS(StepSize):
         c.cap = where(slope > 0, minimum(c.cap, gap / where(slope > 0, slope, 1.0)), c.cap)
         c.theta = c.cap / (c.c0 * sqrt(c.k))
 
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        if numbers["cap"] == 0 and numbers.get("loss_low", -inf) > numbers["lb"]:
+            return f"DecSPS: a batch's loss fell to lb={numbers['lb']:g}, which ended the training. Lower lb."
+        return bounded(self.name, numbers)
+
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr
 
@@ -93,6 +103,9 @@ class SP(StepSize):
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)
         c.theta = minimum(theta, 1e38)  # which float32 still holds; a tiny gradient asks for more
+
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return bounded(self.name, numbers)
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.theta * x.lr / x.bias, x.theta * x.lr

@@ -9,6 +9,7 @@ import torch
 from untuned.core.declare import hyper, number
 from untuned.core.parts import StepSize
 from untuned.core.place import Place, dot, where
+from untuned.step_sizes.loss_advice import climbs
 from untuned.step_sizes.polyak import decay_loss
 
 _NEEDS = frozenset({"loss", "sample_ids"})
@@ -55,6 +56,9 @@ class TAPS(StepSize):
         alpha, due = _project(c, self.samples, slope, decay)
         c.alpha = where(due, alpha + c.top * (c.target - alpha.mean()), alpha)
 
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return climbs(self.name, numbers, "; lower lr, or raise target to the smallest mean loss you expect")
+
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.q * x.lr, x.q * x.lr
 
@@ -86,6 +90,9 @@ class MOTAPS(StepSize):
         learned = (1 - c.target_lr) * c.tau + c.target_lr * self.samples / (self.samples + 1) * alpha.mean()
         c.tau = where(due, learned, c.tau)
         c.alpha = where(due, alpha + c.top * (c.tau - alpha.mean()), alpha)
+
+    def advice(self, numbers: dict[str, Any]) -> str | None:
+        return climbs(self.name, numbers, "; lower lr")
 
     def size(self, x: Place) -> tuple[Any, Any]:
         return x.q * x.lr, x.q * x.lr

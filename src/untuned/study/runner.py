@@ -5,6 +5,7 @@ import random
 import reprlib
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from itertools import chain, count, islice, repeat
 from statistics import fmean, median
@@ -84,7 +85,9 @@ def train(task: Task, run: Run) -> tuple[Result, pa.Table]:
     torch.set_num_threads(1)
     curve = _Curve()
     try:
-        result = Result("done", final=_train(task, run, curve))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"untuned\.")  # of a learning rate that a study tries on purpose
+            result = Result("done", final=_train(task, run, curve))
     except _DivergedError as reason:
         result = Result("diverged", error=str(reason))
     except Exception:  # whatever a task or a method raises is a result
