@@ -16,8 +16,6 @@ from typing import Any
 import torch
 
 Group = dict[str, Any]
-SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
-PARAMETER_DTYPES = (*SLOT_DTYPES, torch.float16)
 
 
 def _is_distributed(t: Any) -> bool:
@@ -72,13 +70,6 @@ class Bucket:
     positions: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # among all parameters
     noise: torch.Tensor | None = None  # for each tensor, what the random bits of this step follow from
     begun: bool = False  # whether all have surely taken a step
-
-
-def check_parameter(name: str, p: Any) -> None:
-    if not isinstance(p, torch.Tensor):
-        raise TypeError(f"{name}: parameters must be tensors, not {p!r}.")
-    if p.requires_grad and p.dtype not in PARAMETER_DTYPES:  # what is frozen may be quantised
-        raise TypeError(f"{name}: parameters must be float64, 32, 16 or bfloat16, not {p.dtype}.")
 
 
 def check_gradient(name: str, p: Any) -> None:

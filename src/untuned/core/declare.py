@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+SLOT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # in float16 the squares of gradients vanish
+PARAMETER_DTYPES = (*SLOT_DTYPES, torch.float16)
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -84,6 +87,13 @@ def inside(value: float, interval: str) -> bool:
 
 def is_real(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
+
+
+def check_parameter(name: str, p: Any) -> None:
+    if not isinstance(p, torch.Tensor):
+        raise TypeError(f"{name}: parameters must be tensors, not {p!r}.")
+    if p.requires_grad and p.dtype not in PARAMETER_DTYPES:  # what is frozen may be quantised
+        raise TypeError(f"{name}: parameters must be float64, 32, 16 or bfloat16, not {p.dtype}.")
 
 
 def check_flag(part: str, name: str, value: object) -> bool:

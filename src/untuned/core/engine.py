@@ -21,24 +21,14 @@ import torch
 
 from untuned._version import __version__
 from untuned.core import capabilities, rounding, state, totals
-from untuned.core.buckets import (
-    SLOT_DTYPES,
-    Bucket,
-    Group,
-    Live,
-    arrange,
-    check_gradient,
-    check_parameter,
-    same_objects,
-    takes_part,
-)
-from untuned.core.declare import check, check_flag, is_real
+from untuned.core.buckets import Bucket, Group, Live, arrange, check_gradient, same_objects, takes_part
+from untuned.core.declare import SLOT_DTYPES, check, check_flag, check_parameter, is_real
 from untuned.core.frames import ElementFrame, ScalarFrame, number_from
 from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.core.place import where
 from untuned.core.plan import decided_in_numpy, plan, read_by_model_decisions
 from untuned.kernels import sweep
-from untuned.kernels.sweep import EXECUTIONS, Sweep, native_available
+from untuned.kernels.sweep import Sweep, native_available
 
 ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
 
@@ -115,12 +105,7 @@ class Optimizer(torch.optim.Optimizer):
         execution: str = "auto",
         **others: Any,
     ) -> None:
-        self.parts: dict[str, Any] = {
-            "direction": direction,
-            "step_size": step_size,
-            "iterate": iterate,
-            "decay": decay,
-        }
+        self.parts: dict[str, Any] = dict(zip(ROLES, (direction, step_size, iterate, decay), strict=True))
         for role, kind in ROLES.items():
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
@@ -139,10 +124,7 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."
             )
-        if execution not in EXECUTIONS:
-            raise ValueError(f"{self._title}: execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}.")
-        if execution == "native" and not native_available:
-            raise ValueError(f"{self._title}: execution='native' needs numba: pip install 'untuned[kernels]'.")
+        sweep.check_execution(self._title, execution)
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
         self.loss_group, self.shard_group = loss_group, shard_group
@@ -155,6 +137,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> None:
         """Everything that follows from the parts and is not saved."""
+        self.recipe = " x ".join(part.shape for part in self.parts.values())
+        self.has_modes = "modes" in self.parts["iterate"].gives
+        # whether the direction divides out the sum of its weights, rho, which is kept per tensor then
+        self.corrects: bool = getattr(self.parts["direction"], "correct", False)
         self._plan = sweep.of_plan(self, plan(self.parts))
         self._guard = sweep.guard(clips=self.clip_grad_norm is not None)
         self.grad_norm: torch.Tensor | None = None  # before clipping
@@ -168,7 +154,7 @@ class Optimizer(torch.optim.Optimizer):
         self._advised: set[Any] = set()
         self._together: list[Any] | None = None  # where ranks hold different parameters: whether each group may change
         self._apart: Any = False  # whether numbers of the model were seen to differ between ranks
-        self._driven = any("loss" in part.needs for part in self.parts.values())
+        self.driven = any("loss" in part.needs for part in self.parts.values())
         self._calls, self._losses, self._course = 0, list[torch.Tensor](), dict[str, torch.Tensor]()  # for advice
         self._shared = read_by_model_decisions(self.parts)
         on_host = native_available and self.execution != "reference"
@@ -194,20 +180,6 @@ class Optimizer(torch.optim.Optimizer):
             return torch.stack([number_from(lr, self.device).detach().reshape(()) for lr in lrs]).amax()
         return max(lrs)
 
-    @property
-    def recipe(self) -> str:
-        """The parts by name, with the options that shape the method."""
-        return " x ".join(part.shape for part in self.parts.values())
-
-    @property
-    def corrects(self) -> bool:
-        """Whether the direction divides out the sum of its weights, rho, which is kept per tensor then."""
-        return getattr(self.parts["direction"], "correct", False)
-
-    @property
-    def has_modes(self) -> bool:
-        return "modes" in self.parts["iterate"].gives
-
     @torch.inference_mode(False)  # what an optimizer keeps is changed later, when inference mode is over
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
@@ -215,9 +187,9 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
         if "params" not in param_group:
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
-        numbers = {n.key for part in self.parts.values() for n in part.numbers().values()}
         # by an optimizer whose groups are used again
-        written = numbers | state.number_keys(self) | {"training", "method"}
+        written = {n.key for part in self.parts.values() for n in part.numbers().values()}
+        written |= {"steps", "skipped", "training", "method"}
         group = self._without_torch_options({k: v for k, v in param_group.items() if k not in written})
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
@@ -313,13 +285,10 @@ class Optimizer(torch.optim.Optimizer):
             state.check_loadable(self, adapted)
             loaded.update(adapted)
 
-        def restore(opt: torch.optim.Optimizer) -> None:
-            state.restore(self, loaded)
-
         # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
         ours = (
             self.register_load_state_dict_pre_hook(accept),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
+            self.register_load_state_dict_post_hook(lambda _: state.restore(self, loaded), prepend=True),
         )
         try:
             super().load_state_dict(state_dict)
@@ -432,9 +401,9 @@ class Optimizer(torch.optim.Optimizer):
                 return
             value, ids = self._loss_of_rank(loss, computed, sample_ids)
         except Exception:
-            self._call_roll(ready=False)
+            self.call_roll(ready=False)
             raise
-        self._together = self._call_roll(ready=True, live=[b.source[0] for b in buckets])
+        self._together = self.call_roll(ready=True, live=[b.source[0] for b in buckets])
         self._take_loss(value, ids)
         if not buckets and self._together is None:
             return
@@ -448,9 +417,9 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _meets(self) -> bool:
         """Whether ranks add something up in a step: then all of them have to, whatever each holds."""
-        return max(totals.size(self.shard_group), totals.size(self.loss_group) if self._driven else 1) > 1
+        return max(totals.size(self.shard_group), totals.size(self.loss_group) if self.driven else 1) > 1
 
-    def _call_roll(self, ready: bool, live: Iterable[int] = ()) -> list[Any] | None:
+    def call_roll(self, ready: bool, live: Iterable[int] = ()) -> list[Any] | None:
         """Tell the other ranks whether this one is ready for the step, and hear whether all are.
 
         `live`: the numbers of the groups in which it has gradients. -> where ranks hold different parameters: for every
@@ -460,7 +429,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         together: list[Any] = []
         on_host = self.device.type == "cpu"
-        loss_group = self.loss_group if self._driven and on_host else None
+        loss_group = self.loss_group if self.driven and on_host else None
         groups = range(len(self.param_groups))
         for group, said in ((loss_group, [ready]), (self.shard_group, [ready, *(i in live for i in groups)])):
             if (size := totals.size(group)) > 1:
@@ -470,7 +439,7 @@ class Optimizer(torch.optim.Optimizer):
                     raise RuntimeError(
                         f"{self._title}.step(): {size - int(counts.numpy()[0])} of {size} ranks take no part in it. "
                         f"One that failed says why itself; one that ran out of batches in model.join() needs "
-                        f"torch.distributed.algorithms.join.Join([model, optimizer]) in its place."
+                        f"Join([model, untuned.integrations.join.Joining(optimizer)]) in its place."
                     )
                 alive = (counts[1:] > 0) & (counts[0] == size)
                 together = [on & torch.as_tensor(g["lr"] != 0) for on, g in zip(alive, self.param_groups, strict=False)]
@@ -500,7 +469,7 @@ class Optimizer(torch.optim.Optimizer):
                 check_parameter(self._title, p)
                 check_gradient(self._title, p)
             state.own(self)
-            state.follow_numbers(self)
+            state.tie_numbers(self)
             for p in itertools.chain.from_iterable(params for params, _ in live):
                 state.follow_parameter(self, p)
             buckets = arrange(live, self.param_groups, self.state)
@@ -530,7 +499,7 @@ class Optimizer(torch.optim.Optimizer):
     def _loss_of_rank(
         self, loss: Any, computed: Any, sample_ids: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not self._driven:
+        if not self.driven:
             return None, None
         if loss is not None and self._recorded:
             raise ValueError(f"{self._title}.step() got loss= after record_loss(loss): give the loss one way only.")
@@ -542,10 +511,8 @@ class Optimizer(torch.optim.Optimizer):
             value = (values * values.new_tensor(sizes)).sum() / sum(sizes)
         else:
             given = loss if loss is not None else computed
-            if given is None and not self.top:
-                given = (
-                    0.0  # lr is a tensor of 0, and nothing moves: torch.distributed.checkpoint calls step() like this
-                )
+            if given is None and not self.top:  # nothing moves then: torch.distributed.checkpoint calls step() so
+                given = 0.0
             if given is None:
                 raise ValueError(
                     f"{self._title}.step() needs the loss: call step(loss=loss), step(closure) or record_loss(loss) "
@@ -663,36 +630,6 @@ class Optimizer(torch.optim.Optimizer):
             return iter(local)
         packed = torch.stack([torch.as_tensor(value) for value in local])
         return iter(frame.seen(totals.over_shards(packed, self.shard_group)))
-
-    # ------------------------------------------------------------------ ranks that run out of batches
-
-    def join_hook(self, **_: Any) -> Any:
-        """For `torch.distributed.algorithms.join.Join([model, optimizer])`: ranks may run out of batches one by one.
-
-        A rank without a batch adds no loss to the mean; its weights are synchronised by the model's own hook at the
-        end, its state stays where it was. Raises `ValueError` if ranks exchange more than their losses.
-        """
-        from torch.distributed.algorithms.join import JoinHook
-
-        if self.shard_group is not None or any("sample_ids" in part.needs for part in self.parts.values()):
-            raise ValueError(f"{self._title}: ranks exchange more than losses and cannot Join. Give each as many.")
-        hook: Any = JoinHook()
-        hook.main_hook = self._step_without_batch
-        return hook
-
-    def _step_without_batch(self) -> None:
-        if self._driven:
-            self._call_roll(ready=True)
-            nothing = number_from(0.0, self.device)
-            totals.mean_over_ranks(nothing, state.numbers_of_model(self), self.loss_group, share=0.0)
-
-    @property
-    def join_device(self) -> torch.device:
-        return self.device
-
-    @property
-    def join_process_group(self) -> Any:
-        return totals.process_group(self.loss_group or "world")
 
     # ------------------------------------------------------------------ modes
 

@@ -241,8 +241,7 @@ class DryFrame(Frame):
         size = part.length(declared) if declared.size else len(first) if isinstance(first, tuple) else 1
         return self.ones(size)
 
-    def number_before(self, part: Part, declared: Number) -> Any:
-        return self.number(part, declared)
+    number_before = number
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         self.read_keys.append((part.name, letter.key))

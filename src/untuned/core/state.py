@@ -66,7 +66,8 @@ def create_numbers(opt: Optimizer, group: Group) -> None:
         group[n.key] = first[n.key] if shared else _first(group, part, n, opt.device)
 
 
-def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
+def fresh(opt: Optimizer, p: torch.Tensor, group: Group) -> dict[str, torch.Tensor]:
+    """The state of a parameter before its first step."""
     held: dict[str, torch.Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
     if opt.corrects:
         held["rho"] = number_from(0.0, p.device)
@@ -75,7 +76,7 @@ def create_slots(opt: Optimizer, p: torch.Tensor, group: Group) -> None:
         held[key] = torch.full_like(_seen(opt, p, key), first, dtype=_dtype(opt, p, s))
     for part, n in _numbers(opt, per_tensor=True):
         held[n.key] = _first(group, part, n, p.device)
-    opt.state[p].update(held)
+    return held
 
 
 def fill_start_slots(opt: Optimizer, bucket: Bucket) -> None:
@@ -102,14 +103,7 @@ def own(opt: Optimizer) -> None:
         del opt.state[p]
     for p, group in members.items():
         if (p.requires_grad or p.grad is not None) and not opt.state.get(p):
-            create_slots(opt, p, group)
-
-
-def follow_numbers(opt: Optimizer) -> None:
-    """Move the numbers of the groups where the first parameter is now."""
-    for group in opt.param_groups:
-        group.update({key: group[key].to(opt.device) for key in number_keys(opt) & group.keys()})
-    tie_numbers(opt)
+            opt.state[p].update(fresh(opt, p, group))
 
 
 def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
@@ -197,8 +191,6 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
     ids = [i for group in groups for i in group["params"]]
     if len({*ids}) < len(ids):
         raise ValueError(f"{name}: 'params' of this checkpoint names a parameter twice. It is not one that was saved.")
-    numbers = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=True)}
-    numbers |= {key: number_from(0.0, opt.device) for key in (("step", "rho") if opt.corrects else ("step",))}
     for i, p in _saved_parameters(opt, state_dict):
         held = states.get(i)
         if held is not None and not isinstance(held, dict):
@@ -211,54 +203,37 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
                     f"{elsewhere}"
                 )
             continue
-        slots = _slots(opt, p)
-        if wrong := sorted(((numbers.keys() | slots.keys()) ^ held.keys()) - {COMPENSATION}):
+        wanted = fresh(opt, p, opt.param_groups[0])
+        if wrong := sorted((wanted.keys() ^ held.keys()) - {COMPENSATION}):
             what = "has a foreign" if wrong[0] in held else "has no"
             raise ValueError(
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it.{elsewhere}"
             )
-        for key in (key for key in slots if key in held):
-            value, wanted = held[key], tuple(_seen(opt, p, key).shape)
-            if (shape := tuple(getattr(value, "shape", ()))) != wanted:
-                raise ValueError(
-                    f"{name}: {key!r} of parameter {i} has shape {shape} in this checkpoint, the parameter needs "
-                    f"{wanted}. Build the optimizer on the model that was saved, with its options."
-                )
-            fits = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
-            if not fits or value.is_meta:
-                shown = f"{value.dtype} {value.layout} on {value.device}" if isinstance(value, torch.Tensor) else value
-                raise TypeError(f"{name}: {key!r} of parameter {i} must be a dense real tensor, not {shown}.")
-        for key, first in numbers.items():
-            _check_saved_number(name, f"{key!r} of parameter {i}", held[key], first)
+        for key in wanted.keys() & held.keys():
+            _check_saved(f"{name}: {key!r} of parameter {i}", held[key], wanted[key])
         if not float(held["step"]) >= 0:
             raise ValueError(f"{name}: 'step' of parameter {i} must count steps, not be {float(held['step'])}.")
     for group in groups:
-        _check_saved_group(opt, group)
+        for part in opt.parts.values():
+            for key in part.hypers().keys() & group.keys():
+                check(part.name, part.fields[key], group[key])
+        check_flag(name, "training", group.get("training", True))
+        for key in number_keys(opt) & group.keys():
+            _check_saved(f"{name}: {key!r} of a group", group[key], opt.param_groups[0][key])
 
 
-def _check_saved_group(opt: Optimizer, group: Group) -> None:
-    name = opt._title
-    for part in opt.parts.values():
-        for key in (key for key in part.hypers() if key in group):
-            check(part.name, part.fields[key], group[key])
-    check_flag(name, "training", group.get("training", True))
-    zero = number_from(0.0, opt.device)
-    firsts = {n.key: _first(opt.param_groups[0], part, n, opt.device) for part, n in _numbers(opt, per_tensor=False)}
-    for key, first in ({"steps": zero, "skipped": zero} | firsts).items():
-        if key in group:
-            _check_saved_number(name, f"{key!r} of a group", group[key], first)
-
-
-def _check_saved_number(name: str, what: str, value: Any, first: torch.Tensor) -> None:
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not (value.is_complex() or value.is_meta):
-        if value.shape != first.shape:
-            raise ValueError(
-                f"{name}: {what} has shape {tuple(value.shape)} in this checkpoint, not {tuple(first.shape)}. "
-                f"Build the optimizer with the options of the one that was saved."
-            )
-    elif first.dim() or not is_real(value):
-        raise TypeError(f"{name}: {what} must be a number, not {value!r}.")
+def _check_saved(what: str, value: Any, wanted: torch.Tensor) -> None:
+    if not isinstance(value, torch.Tensor):
+        if wanted.dim() or not is_real(value):
+            raise TypeError(f"{what} must be a {'tensor' if wanted.dim() else 'number'}, not {value!r}.")
+    elif value.shape != wanted.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(value.shape)} in this checkpoint, not {tuple(wanted.shape)}. Build the optimizer "
+            f"on the model that was saved, with its options."
+        )
+    elif value.layout != torch.strided or value.is_meta or not (value.is_floating_point() or not wanted.dim()):
+        raise TypeError(f"{what} must be a dense real tensor, not {value.dtype} {value.layout} on {value.device}.")
 
 
 def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Any, torch.Tensor]]:
@@ -270,22 +245,13 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
     """Give every loaded tensor its declared dtype, and storage of its own; fill in what older versions did not save."""
     for group in opt.param_groups:
         group.pop("touched", None)  # of a checkpoint that kept a note for MoMo there
-        for key, default in opt.defaults.items():
-            group.setdefault(key, default)
-        group.setdefault("training", True)
-        group["method"] = opt.recipe
-        for key in ("steps", "skipped"):
-            group.setdefault(key, number_from(0.0, opt.device))
-        for part, n in _numbers(opt, per_tensor=False):
-            if n.key not in group:
-                group[n.key] = _first(group, part, n, opt.device)
+        saved = {key: value for key, value in group.items() if key != "method"}
+        group.update(opt.defaults | {"training": True} | saved)
+        create_numbers(opt, group)
+        group.update(saved)
     for i, p in _saved_parameters(opt, state_dict):
-        held = state_dict["state"].get(i)
-        if not held:
-            continue
-        slots = _slots(opt, p)
-        for key, value in held.items():
-            dtype = _dtype(opt, p, slots[key]) if key in slots else torch.float32 if key == "step" else torch.float64
-            opt.state[p][key] = torch.as_tensor(value).detach().to(device=p.device, dtype=dtype, copy=True)
+        if held := state_dict["state"].get(i):
+            declared = fresh(opt, p, opt.param_groups[0]).items()
+            opt.state[p] = {k: torch.as_tensor(held[k]).detach().to(t, copy=True) for k, t in declared if k in held}
     own(opt)
     tie_numbers(opt)

@@ -39,9 +39,7 @@ def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.devi
 
 def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
     """Blocks of rows, one per bucket, as one table."""
-    if not blocks:
-        return torch.zeros(0, dtype=torch.float64)
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks or [torch.zeros(0, dtype=torch.float64)])
 
 
 def over_shards(sums: torch.Tensor, group: Any) -> torch.Tensor:

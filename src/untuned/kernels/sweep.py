@@ -29,6 +29,13 @@ DECAYS = (frozenset[str](), frozenset({"weight_decay"}))
 Reference = Callable[["Optimizer", Bucket, int], list[torch.Tensor]]  # the sums of one tensor of a bucket
 
 
+def check_execution(name: str, execution: str) -> None:
+    if execution not in EXECUTIONS:
+        raise ValueError(f"{name}: execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}.")
+    if execution == "native" and not native_available:
+        raise ValueError(f"{name}: execution='native' needs numba: pip install 'untuned[kernels]'.")
+
+
 @dataclasses.dataclass(eq=False)
 class Sweep:
     """One pass over all tensors: a program for kernels, and the reference for tensors that no kernel takes.
