@@ -185,6 +185,13 @@ def test_losses_that_only_differ_from_batch_to_batch_are_no_reason(draw: str) ->
             assert bounded("SPS", numbers) is None
 
 
+def test_a_little_rise_is_no_reason() -> None:
+    """Weight decay does that late in training; the loss of the model is without it."""
+    steps(untuned.MoMo([one()], lr=1e-6), [1.4] + [1.3] * 99 + [1.42] * 100)  # an error if it warned
+    with pytest.warns(UserWarning, match="has risen"):
+        steps(untuned.MoMo([one()], lr=1e-6), [1.4] + [1.3] * 99 + [1.44] * 100)
+
+
 def test_a_loss_that_reaches_its_bound_and_stays_is_no_reason() -> None:
     for name in BOUNDED:
         w = nn.Parameter(torch.ones(3))

@@ -19,15 +19,18 @@ def climbs(name: str, numbers: dict[str, Any], why: str) -> str | None:
     """A sentence, which ends with `why`, if the loss has risen by more than it differs from batch to batch.
 
     Risen is a loss that has regained half of its fall while nine in ten of the last hundred values lie above the median
-    of its best hundred, or that lies above its first value by twice the distance from median to lower decile.
+    of its best hundred, or that lies above its first value by twice the distance from median to lower decile; and that
+    is a tenth further from its bound than it was: weight decay may raise it a little.
     """
     if "loss_last" not in numbers:
         return None
     first, least, low, last = (numbers[f"loss_{key}"] for key in ("first", "least", "low", "last"))
-    if (low > least and last > (first + least) / 2) or 2 * low - last > first:
+    best = min(first, least)
+    far = last - best > (best - numbers.get("lb", 0.0)) / 10
+    if far and ((low > least and last > (first + least) / 2) or 2 * low - last > first):
         return (
-            f"{name}: after {numbers['steps']:.0f} steps the loss it models ({last:.4g}) has risen from "
-            f"{min(first, least):.4g}: the steps are too long{why}."
+            f"{name}: after {numbers['steps']:.0f} steps the loss it models ({last:.4g}) has risen from {best:.4g}: "
+            f"the steps are too long{why}."
         )
     return None
 
