@@ -15,6 +15,7 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import untuned
+from untuned.integrations.join import Joining
 
 STEPS = 6
 WITHOUT = {1: (2, 3), 0: (4,), None: (1,)}  # the rank that has no gradient, in which steps; None: nobody has
@@ -150,7 +151,7 @@ def joined(rank: int, folder: Path, *, name: str, together: bool) -> dict[str, A
     optimizer = untuned.create(model, name, **OPTIONS[name])
     said, losses = "", []
     try:
-        with Join([wrapped, optimizer]) if together else wrapped.join():
+        with Join([wrapped, Joining(optimizer)]) if together else wrapped.join():
             for k in range(BATCHES[rank]):
                 optimizer.zero_grad()
                 loss = processes.loss_on(wrapped, k, slice(rank, None, 2))
@@ -183,12 +184,12 @@ def test_ranks_with_other_numbers_of_batches_join(name: str, tmp_path: Path) -> 
 def test_join_of_the_model_alone_is_refused_in_a_sentence(tmp_path: Path) -> None:
     _, one = forked.run(functools.partial(joined, name="momo", together=False), tmp_path / "alone", 2)
     assert one["said"].startswith("MoMo.step(): 1 of 2 ranks take no part in it.")
-    assert "Join([model, optimizer])" in one["said"]
+    assert "Join([model, untuned.integrations.join.Joining(optimizer)])" in one["said"]
     assert len(one["losses"]) == min(BATCHES)
 
 
 def test_what_cannot_join_says_so() -> None:
     p = nn.Parameter(torch.ones(2))
     for optimizer in (untuned.TAPS([p], samples=3), untuned.Prodigy([p], shard_group="world")):
-        with pytest.raises(ValueError, match="ranks exchange more than losses and cannot Join"):
-            optimizer.join_hook()
+        with pytest.raises(ValueError, match="ranks exchange .* in every step and cannot join"):
+            Joining(optimizer)

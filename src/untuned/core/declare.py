@@ -127,14 +127,13 @@ def check(part: str, field: dataclasses.Field[Any], value: Any) -> Any:
         values, wanted = value, f"{count} numbers in {interval}"
     else:
         values, wanted = (value,), f"a {'whole ' if whole else ''}number in {interval}"
+    sentence = f"{part}: {field.name} must be {wanted}, not {value!r}."
     if not isinstance(values, tuple | list) or not all(map(is_real, values)):
-        raise TypeError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
-    if whole and not isinstance(value, numbers.Integral):
-        raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+        raise TypeError(sentence)
     kept = tuple(int(v) if isinstance(v, numbers.Integral) else float(v) for v in values)
     right = len(kept) > 0 if free else len(kept) == (len(default) if isinstance(default, tuple) else 1)
-    if not right or not all(inside(v, interval) for v in kept):
-        raise ValueError(f"{part}: {field.name} must be {wanted}, not {value!r}.")
+    if not right or not all(inside(v, interval) for v in kept) or (whole and not isinstance(kept[0], int)):
+        raise ValueError(sentence)
     return kept if isinstance(default, tuple) else kept[0]
 
 

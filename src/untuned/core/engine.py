@@ -57,9 +57,8 @@ class EngineOptions(TypedDict, total=False):
     but without writing them; the norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs
     as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused,
     foreach, capturable: options of torch.optim, also in groups: any value is accepted and changes nothing, since
-    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad,
-    decoupled_weight_decay: likewise, but only with the value that is so here, which is False, False, and whether weight
-    decay is decoupled.
+    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad:
+    likewise, if they are False.
     """
 
     maximize: bool
@@ -76,7 +75,6 @@ class EngineOptions(TypedDict, total=False):
     capturable: bool
     differentiable: bool
     amsgrad: bool
-    decoupled_weight_decay: bool
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -110,8 +108,7 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(self.parts[role], kind):
                 raise TypeError(f"{role} must be a {kind.__name__} part, not {self.parts[role]!r}.")
         if unknown := sorted(self._without_torch_options(others)):
-            known = ", ".join(sorted(self._options))
-            raise TypeError(f"{self._title} has no option {unknown[0]!r}; its options are {known}.")
+            raise TypeError(f"{self._title} has no option {unknown[0]!r}; it has {', '.join(sorted(self._options))}.")
         check_flag(self._title, "maximize", maximize)
         check_flag(self._title, "skip_nonfinite", skip_nonfinite)
         if kahan_sum is not None:
@@ -121,9 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         if clip_grad_norm is not None and not (is_real(clip_grad_norm) and clip_grad_norm > 0):
             raise ValueError(f"{self._title}: clip_grad_norm must be None or a number above 0, not {clip_grad_norm!r}.")
         if slot_dtype not in (None, *SLOT_DTYPES):
-            raise TypeError(
-                f"{self._title}: slot_dtype must be None, float64, float32 or bfloat16, not {slot_dtype!r}."
-            )
+            raise TypeError(f"{self._title}: slot_dtype must be None, float64, 32 or bfloat16, not {slot_dtype!r}.")
         sweep.check_execution(self._title, execution)
         capabilities.check(self.parts)
         self.maximize, self.skip_nonfinite, self.slot_dtype = maximize, skip_nonfinite, slot_dtype
@@ -152,7 +147,6 @@ class Optimizer(torch.optim.Optimizer):
         self.sample_ids: torch.Tensor | None = None
         self._recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._advised: set[Any] = set()
-        self._together: list[Any] | None = None  # where ranks hold different parameters: whether each group may change
         self._apart: Any = False  # whether numbers of the model were seen to differ between ranks
         self.driven = any("loss" in part.needs for part in self.parts.values())
         self._calls, self._losses, self._course = 0, list[torch.Tensor](), dict[str, torch.Tensor]()  # for advice
@@ -187,9 +181,7 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(f"{self._title}: a parameter group must be a dict, not {param_group!r}.")
         if "params" not in param_group:
             raise ValueError(f"{self._title}: a parameter group has its parameters under 'params'; this one has not.")
-        # by an optimizer whose groups are used again
-        written = {n.key for part in self.parts.values() for n in part.numbers().values()}
-        written |= {"steps", "skipped", "training", "method"}
+        written = state.number_keys(self) | {"training", "method"}  # by an optimizer whose groups are used again
         group = self._without_torch_options({k: v for k, v in param_group.items() if k not in written})
         params = group["params"]
         group["params"] = [params] if isinstance(params, torch.Tensor) else _listed(params)
@@ -205,17 +197,19 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _options(self) -> set[str]:
         """The names of what the constructor takes."""
-        own = inspect.signature(type(self)).parameters
-        return {*own, *EngineOptions.__annotations__} - {"params", "engine", "others"}
+        return {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__} - {
+            "params",
+            "engine",
+            "others",
+        }
 
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
-        must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
-        own = {name for part in self.parts.values() for name in part.fields}
-        for key in (must.keys() & given.keys()) - own:
+        must = {"differentiable": False, "amsgrad": False}
+        for key in must.keys() & given.keys():
             if given[key] != must[key]:
                 raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
-        return {k: v for k, v in given.items() if k in own or k not in (*must, "fused", "foreach", "capturable")}
+        return {k: v for k, v in given.items() if k not in (*must, "fused", "foreach", "capturable")}
 
     def _check_group(self, group: Group) -> None:
         fixed = {key: getattr(self, key) for key in _OPTIONS}
@@ -246,14 +240,13 @@ class Optimizer(torch.optim.Optimizer):
             known.add(p)
 
     def _check_shared(self, groups: list[Group]) -> None:
-        for group in groups[1:]:
-            for part, key in self._shared:
-                one, other = groups[0][key], group[key]
-                if one is not other and one != other:
-                    raise ValueError(
-                        f"{part}: {key} must be equal in all groups, since one decision is made for the whole model, "
-                        f"not {one!r} and {other!r}."
-                    )
+        for group, (part, key) in itertools.product(groups[1:], self._shared):
+            one, other = groups[0][key], group[key]
+            if one is not other and one != other:
+                raise ValueError(
+                    f"{part}: {key} must be equal in all groups, since one decision is made for the whole model, "
+                    f"not {one!r} and {other!r}."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("parts", "loss_group", "shard_group", "execution", *_OPTIONS)
@@ -286,15 +279,10 @@ class Optimizer(torch.optim.Optimizer):
             loaded.update(adapted)
 
         # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
-        ours = (
-            self.register_load_state_dict_pre_hook(accept),
-            self.register_load_state_dict_post_hook(lambda _: state.restore(self, loaded), prepend=True),
-        )
-        try:
+        before = self.register_load_state_dict_pre_hook(accept)
+        after = self.register_load_state_dict_post_hook(lambda _: state.restore(self, loaded), prepend=True)
+        with before, after:
             super().load_state_dict(state_dict)
-        finally:
-            for hook in ours:
-                hook.remove()
 
     def reset(self, params: Any = None) -> None:
         """Forget what was learned about some parameters, or about all (None): their next step is like a first one.
@@ -305,10 +293,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         members = {p for group in self.param_groups for p in group["params"]}
         chosen = members if params is None else {*_listed(params)}
-        if strange := chosen - members:
-            raise ValueError(
-                f"{self._title}.reset() got {len(strange)} tensors that are in no group: give it parameters."
-            )
+        if not chosen <= members:
+            raise ValueError(f"{self._title}.reset() got a tensor that is in no group. Give it parameters.")
         for p in chosen:
             self.state.pop(p, None)
         if params is None:
@@ -384,7 +370,8 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 computed = closure()
         result = loss if loss is not None else computed
-        if any(isinstance(group["lr"], torch.Tensor) or group["lr"] != 0 for group in self.param_groups):
+        lrs = [group["lr"] for group in self.param_groups]
+        if any((isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0 for lr in lrs):
             self._step(loss, computed, sample_ids)
         elif not self.state:
             state.own(self)  # which is what torch.distributed.checkpoint makes such a step for
@@ -394,18 +381,24 @@ class Optimizer(torch.optim.Optimizer):
         return result
 
     def _step(self, loss: Any, computed: Any, sample_ids: Any) -> None:
+        # if ranks add something up, all of them have to, whatever each holds
+        meets = max(totals.size(self.shard_group), totals.size(self.loss_group) if self.driven else 1) > 1
         try:
             self._check_step()
             buckets = self._live_buckets()
-            if not buckets and not self._meets:
+            if not buckets and not meets:
                 return
             value, ids = self._loss_of_rank(loss, computed, sample_ids)
         except Exception:
             self.call_roll(ready=False)
             raise
-        self._together = self.call_roll(ready=True, live=[b.source[0] for b in buckets])
+        counts = self.call_roll(ready=True, live=[b.source[0] for b in buckets])
+        if counts is not None:  # buckets without tensors: what other ranks sum up is decided here, too
+            groups = enumerate(self.param_groups)
+            others = [Bucket(g, [], [], self.device, (), (i, []), on=counts[i] > 0) for i, g in groups]
+            buckets = buckets + [state.stack_numbers(self, bucket) for bucket in others]
         self._take_loss(value, ids)
-        if not buckets and self._together is None:
+        if not buckets:
             return
         self._begin(buckets)
         for sweep_, deciders in self._plan:
@@ -414,42 +407,34 @@ class Optimizer(torch.optim.Optimizer):
                 self._decide(role, verb, buckets, sums.get(role, []))
         self.loss = self.sample_ids = None
 
-    @property
-    def _meets(self) -> bool:
-        """Whether ranks add something up in a step: then all of them have to, whatever each holds."""
-        return max(totals.size(self.shard_group), totals.size(self.loss_group) if self.driven else 1) > 1
+    def call_roll(self, ready: bool, live: Iterable[int] = ()) -> torch.Tensor | None:
+        """Tell the other ranks whether this one is ready for the sums of the step, and hear whether all are.
 
-    def call_roll(self, ready: bool, live: Iterable[int] = ()) -> list[Any] | None:
-        """Tell the other ranks whether this one is ready for the step, and hear whether all are.
-
-        `live`: the numbers of the groups in which it has gradients. -> where ranks hold different parameters: for every
-        group, whether it may change; elsewhere None. A rank that has run out of batches in
-        `DistributedDataParallel.join` adds up one float32, too, a zero. What a GPU adds up is not read, since one would
-        have to wait for it: there the step changes nothing.
+        `live`: the numbers of the groups in which it has gradients. -> how many ranks have some in each group, if ranks
+        hold different parameters; else None. A rank that has run out of batches in `DistributedDataParallel.join` adds
+        up one float32, too, a zero. A GPU would have to be waited for: there nobody hears of a rank that failed, and
+        the process group ends those who wait for it.
         """
-        together: list[Any] = []
-        on_host = self.device.type == "cpu"
+        on_host, counts = self.device.type == "cpu", None
         loss_group = self.loss_group if self.driven and on_host else None
-        groups = range(len(self.param_groups))
-        for group, said in ((loss_group, [ready]), (self.shard_group, [ready, *(i in live for i in groups)])):
+        by_group = [float(i in live) for i in range(len(self.param_groups))]
+        for group, said in ((loss_group, [float(ready)]), (self.shard_group, [float(ready), *by_group])):
             if (size := totals.size(group)) > 1:
-                counts = torch.stack([number_from(float(value), self.device) for value in said]).float()
+                counts = torch.stack([number_from(value, self.device) for value in said]).float()
                 counts = totals.over_shards(counts, group)
-                if ready and on_host and counts.numpy()[0] < size:
+                if ready and on_host and (missing := size - int(counts.numpy()[0])):
                     raise RuntimeError(
-                        f"{self._title}.step(): {size - int(counts.numpy()[0])} of {size} ranks take no part in it. "
-                        f"One that failed says why itself; one that ran out of batches in model.join() needs "
+                        f"{self._title}.step(): {missing} of {size} ranks take no part in it. One that failed says why "
+                        f"itself; one that ran out of batches in model.join() needs "
                         f"Join([model, untuned.integrations.join.Joining(optimizer)]) in its place."
                     )
-                alive = (counts[1:] > 0) & (counts[0] == size)
-                together = [on & torch.as_tensor(g["lr"] != 0) for on, g in zip(alive, self.param_groups, strict=False)]
-        return together or None
+        return counts[1:] if counts is not None and totals.size(self.shard_group) > 1 else None
 
     def _look_back(self) -> None:
         """Keep what parts want to know of the last hundred losses, and on a CPU, where reading is free, warn."""
         if self._losses:
             ascending = torch.stack([value.to(self.device) for value in self._losses]).sort().values
-            low, last = (ascending[len(ascending) // part] for part in (10, 2))
+            low, last = ascending[len(ascending) // 10], ascending[len(ascending) // 2]
             course = {"loss_first": self._losses[0], "loss_least": last} | self._course
             least = torch.minimum(course["loss_least"].to(last), last)
             self._losses, self._course = [], course | {"loss_low": low, "loss_last": last, "loss_least": least}
@@ -469,9 +454,6 @@ class Optimizer(torch.optim.Optimizer):
                 check_parameter(self._title, p)
                 check_gradient(self._title, p)
             state.own(self)
-            state.tie_numbers(self)
-            for p in itertools.chain.from_iterable(params for params, _ in live):
-                state.follow_parameter(self, p)
             buckets = arrange(live, self.param_groups, self.state)
             _take_gradients(buckets, live)
             position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
@@ -496,9 +478,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_shared(self.param_groups)
 
-    def _loss_of_rank(
-        self, loss: Any, computed: Any, sample_ids: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _loss_of_rank(self, loss: Any, computed: Any, sample_ids: Any) -> tuple[Any, Any]:
         if not self.driven:
             return None, None
         if loss is not None and self._recorded:
@@ -511,8 +491,6 @@ class Optimizer(torch.optim.Optimizer):
             value = (values * values.new_tensor(sizes)).sum() / sum(sizes)
         else:
             given = loss if loss is not None else computed
-            if given is None and not self.top:  # nothing moves then: torch.distributed.checkpoint calls step() so
-                given = 0.0
             if given is None:
                 raise ValueError(
                     f"{self._title}.step() needs the loss: call step(loss=loss), step(closure) or record_loss(loss) "
@@ -522,13 +500,12 @@ class Optimizer(torch.optim.Optimizer):
             value = self._scalar_loss(given, ids)
         return value, ids
 
-    def _take_loss(self, value: torch.Tensor | None, ids: torch.Tensor | None) -> None:
+    def _take_loss(self, value: Any, ids: Any) -> None:
         """What decisions read: the mean loss of the ranks, and the samples of all of them."""
         if value is not None:
             value, apart = totals.mean_over_ranks(value, state.numbers_of_model(self), self.loss_group)
             self._apart |= apart
-            value = -value if self.maximize else value
-            self._losses.append(value)
+            self._losses.append(value := -value if self.maximize else value)
         self.loss = value
         self.sample_ids = None if ids is None else totals.of_all_ranks(self._title, ids, self.loss_group)
 
@@ -536,7 +513,8 @@ class Optimizer(torch.optim.Optimizer):
         """Decide whether this step may change anything, remember the numbers, and advance the counters."""
         for bucket in buckets:
             lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
-            bucket.on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
+            on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
+            bucket.on = on if bucket.params or bucket.on is None else bucket.on & (lr != 0)
         if self.skip_nonfinite or self.clip_grad_norm is not None:
             sums = totals.over_shards(self._rows(self._guard, buckets).sum(0), self.shard_group)
             if self.skip_nonfinite:
@@ -551,14 +529,12 @@ class Optimizer(torch.optim.Optimizer):
         state.remember_numbers(self, buckets)
         first = self.param_groups[0]
         first["steps"].add_(self.on_any(buckets))
-        for group in self.param_groups:
-            group["steps"], group["skipped"] = first["steps"], first["skipped"]
         for bucket in buckets:
             on = True if bucket.on is None else bucket.on
             bucket.t = bucket.numbers["step"].add_(on).double()
             if self.stochastic_rounding:
                 bucket.noise = rounding.keys(first["steps"].to(bucket.device), bucket.positions)
-            if self.corrects:
+            if self.corrects and bucket.params:
                 frame = ElementFrame(self, bucket, 0)
                 keep, take = self.parts["direction"].weight(frame.place("direction"))
                 bucket.numbers["rho"].mul_(where(on, keep, 1.0)).add_(where(on, take, 0.0))
@@ -566,18 +542,12 @@ class Optimizer(torch.optim.Optimizer):
     def _go_on_if(self, buckets: list[Bucket], flag: torch.Tensor) -> None:
         """Let buckets change only where the flag holds too, and count the step as skipped if it does not."""
         self.param_groups[0]["skipped"].add_(self.on_any(buckets) & ~flag)
-        self._together = None if self._together is None else [on & flag for on in self._together]
         for bucket in buckets:
             here = flag.to(bucket.device)
             bucket.on = here if bucket.on is None else bucket.on & here
 
-    def on_any(self, buckets: list[Bucket], number: int | None = None) -> Any:
-        """Whether any of these buckets, those of one group or (None) of all, may change: True, or a 0-dim bool tensor.
-
-        Where ranks hold different parameters it is the same on all.
-        """
-        if self._together is not None:
-            return torch.stack(self._together).any() if number is None else self._together[number]
+    def on_any(self, buckets: list[Bucket]) -> Any:
+        """Whether any of these buckets may change: True, or a 0-dim bool tensor."""
         flags = [b.on for b in buckets if b.on is not None]
         return torch.stack([f.to(self.device) for f in flags]).any() if len(flags) == len(buckets) else True
 
@@ -602,8 +572,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _rows(self, sweep: Sweep, buckets: list[Bucket]) -> torch.Tensor:
         """The sums of a sweep, a row per live tensor; 0 in a group whose lr is a tensor of 0: it is not there."""
-        if not buckets:
-            return torch.zeros((0, sweep.count), dtype=torch.float64, device=self.device)
         blocks = self._tensors.run(self, sweep, buckets)
         for i, bucket in enumerate(buckets):
             if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
@@ -613,11 +581,11 @@ class Optimizer(torch.optim.Optimizer):
     def _decide(self, role: str, verb: str, buckets: list[Bucket], sums: list[tuple[torch.Tensor, bool]]) -> None:
         part, start = self.parts[role], 0
         with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
-            for number in [None] if part.scope == "model" else range(len(self.param_groups)):
-                mine = [bucket for bucket in buckets if number in (None, bucket.source[0])]
+            for group in [None] if part.scope == "model" else self.param_groups:
+                mine = [bucket for bucket in buckets if group is None or bucket.group is group]
                 rows = slice(start, start := start + sum(len(bucket.params) for bucket in mine))
-                if mine or (self._together is not None and part.scope != "tensor"):
-                    frame = ScalarFrame(self, part, number, mine, role in self._in_numpy)
+                if mine:
+                    frame = ScalarFrame(self, part, mine, role in self._in_numpy)
                     columns = [(frame.seen(column)[rows], keep or part.scope == "tensor") for column, keep in sums]
                     added = self._added(frame, [column.sum() for column, keep in columns if not keep])
                     here = (column if keep else next(added) for column, keep in columns)
@@ -680,22 +648,7 @@ class Optimizer(torch.optim.Optimizer):
         state.own(self)
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
-            trained = [p for p in group["params"] if self.state.get(p)]
-            params, states = group["params"], [self.state[p] for p in trained]
-            found["lr_effective" if i == 0 else f"lr_effective_{i}"] = 0.0
-            if not trained:
-                continue
-            t, rho = (self._largest(states, key) for key in ("step", "rho" if self.corrects else "step"))
-            rho = torch.where(t > 0, rho, 1.0)
-            t = t.clamp(min=1.0).reshape(1)
-            used = group | {"lr": self.before.get(id(params), group)["lr"]}  # a schedule may have moved on since
-            bucket = Bucket(used, trained, states, self.device, (), numbers={"rho": rho.reshape(1)}, t=t)
-            frame = ElementFrame(self, bucket, 0)
-            value = frame.read(self.parts["iterate"], "rate")
-            for role in ("step_size", "iterate"):
-                if hasattr(self.parts[role], "effective"):
-                    value = self.parts[role].effective(frame.place(role), value)
-            found["lr_effective" if i == 0 else f"lr_effective_{i}"] = value
+            found["lr_effective" if i == 0 else f"lr_effective_{i}"] = self._lr_effective(group)
         first = self.param_groups[0]
         for part in self.parts.values():
             for n in part.numbers().values():
@@ -711,20 +664,37 @@ class Optimizer(torch.optim.Optimizer):
         values = dict(zip(found | self._course, read.tolist(), strict=True))
         texts = {part: part.advice(first | values) for part in self.parts.values() if hasattr(part, "advice")}
         if found.pop("apart") and values["apart"]:
-            texts["ranks"] = f"{self._title}: {totals.APART}"
+            texts["ranks"] = (
+                f"{self._title}: numbers differ between ranks, which drift apart: what one alone holds needs shard_group."
+            )
         for by, text in texts.items():
             if text and by not in self._advised:
                 self._advised.add(by)
                 warnings.warn(text, stacklevel=2)
         return {key: values[key] for key in found}
 
-    def _largest(self, states: list[dict[str, torch.Tensor]], key: str) -> torch.Tensor:
-        return torch.stack([held[key].to(self.device) for held in states]).double().max()
+    def _lr_effective(self, group: Group) -> Any:
+        """What the method made of the lr of a group in its last step; a schedule may have moved on since."""
+        states = [held for p in group["params"] if (held := self.state.get(p))]
+        if not states:
+            return 0.0
+        t, rho = (
+            torch.stack([held[k].to(self.device) for held in states]).double().max()
+            for k in ("step", "rho" if self.corrects else "step")
+        )
+        numbers, t = {"rho": torch.where(t > 0, rho, 1.0).reshape(1)}, t.clamp(min=1.0).reshape(1)
+        used = group | {"lr": self.before.get(id(group["params"]), group)["lr"]}
+        trained = [p for p in group["params"] if self.state.get(p)]
+        frame = ElementFrame(self, Bucket(used, trained, states, self.device, (), numbers=numbers, t=t), 0)
+        value = frame.read(self.parts["iterate"], "rate")
+        for role in ("step_size", "iterate"):
+            if hasattr(self.parts[role], "effective"):
+                value = self.parts[role].effective(frame.place(role), value)
+        return value
 
     def __repr__(self) -> str:
-        by_kernels = self.execution != "reference" and native_available
-        if rest := len(self._tensors.rest):  # known from the first step on
-            by_kernels = bool(self._tensors.batches)
+        rest = len(self._tensors.rest)  # known from the first step on
+        by_kernels = bool(self._tensors.batches) if rest else self.execution != "reference" and native_available
         running = "native execution" if by_kernels else "reference execution"
         running += f", {rest} tensors by the reference" if rest and by_kernels else ""
         recipe = " x ".join(map(repr, self.parts.values()))

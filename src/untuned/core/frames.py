@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -106,22 +106,18 @@ class ElementFrame(Frame):
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return _hyper(self.bucket.group, letter)
 
+    letters: ClassVar[dict[str, Callable[[ElementFrame], Any]]] = {
+        "p": lambda f: f.slot("p"),
+        "g": lambda f: f._gradient(),
+        "raw": lambda f: f._raw_gradient(),
+        "t": lambda f: f.bucket.t[f.i],
+        "rho": lambda f: f.bucket.numbers["rho"][f.i],
+        "k": lambda f: f.bucket.group["steps"].to(f.bucket.device),
+        "top": lambda f: f.opt.top,
+    }
+
     def public(self, name: str) -> Any:
-        if name == "p":
-            return self.slot("p")
-        if name == "g":
-            return self._gradient()
-        if name == "raw":
-            return self._raw_gradient()
-        if name == "t":
-            return self.bucket.t[self.i]
-        if name == "rho":
-            return self.bucket.numbers["rho"][self.i]
-        if name == "k":
-            return self.bucket.group["steps"].to(self.bucket.device)
-        if name == "top":
-            return self.opt.top
-        return super().public(name)
+        return self.letters[name](self) if name in self.letters else super().public(name)
 
     def read(self, part: Part, name: str) -> Any:
         if name == "old":
@@ -154,13 +150,12 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    def __init__(self, opt: Optimizer, part: Part, number: int | None, buckets: list[Bucket], in_numpy: bool) -> None:
+    def __init__(self, opt: Optimizer, part: Part, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(opt.parts)
         self.opt, self.scope, self.buckets, self.fresh = opt, part.scope, buckets, dict[str, Any]()
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (opt.device, *(b.device for b in buckets)))
-        self.group = opt.param_groups[number or 0]
-        self.rows = {n.key for n in part.numbers().values() if part.per_tensor(n)}
-        self.on, self.on_rows = self.seen(opt.on_any(buckets, number)), self.seen(opt.on_rows(buckets))
+        self.group = buckets[0].group if part.scope != "model" else opt.param_groups[0]
+        self.on, self.on_rows = self.seen(opt.on_any(buckets)), self.seen(opt.on_rows(buckets))
 
     def seen(self, value: Any) -> Any:
         return value.numpy() if self.in_numpy and isinstance(value, torch.Tensor) else value
@@ -195,7 +190,7 @@ class ScalarFrame(Frame):
             return self.opt.sample_ids
         if name == "t":
             steps = self.seen(joined([b.t.to(self.opt.device) for b in self.buckets]))
-            return steps if self.scope == "tensor" else steps.max() if self.buckets else self.seen(self.group["steps"])
+            return steps if self.scope == "tensor" else steps.max() if len(steps) else self.seen(self.group["steps"])
         if name == "rho" and self.scope == "tensor":
             return self._per_tensor("rho")
         return super().public(name)
@@ -209,7 +204,7 @@ class ScalarFrame(Frame):
         value = np.asarray(value, dtype=np.float64) if self.in_numpy else number_from(value, self.opt.device)
         # A number that cannot be updated keeps its value: an estimate must survive an overflow in a sum.
         good = abs(value) < math.inf
-        if key in self.rows:
+        if key in self.buckets[0].numbers:
             old, on = self._per_tensor(key), self.on_rows
             on = on if on is True else on.reshape(-1, *[1] * (old.ndim - 1))
             self.fresh[key] = where(on & good, value, old)
@@ -220,9 +215,9 @@ class ScalarFrame(Frame):
         """Change the numbers, in place; until then what the decision has read stays as it was."""
         for key, value in self.fresh.items():
             first = 0
-            for b in self.buckets if key in self.rows else ():
+            for b in self.buckets if key in self.buckets[0].numbers else ():
                 self.seen(b.numbers[key])[...] = value[first : (first := first + len(b.params))]
-            if key not in self.rows:
+            if key not in self.buckets[0].numbers:
                 self.seen(self.group[key])[...] = value
                 for group in self.opt.param_groups if self.scope == "model" else ():
                     group[key] = self.group[key]

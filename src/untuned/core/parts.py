@@ -19,8 +19,6 @@ from typing import Any, ClassVar, dataclass_transform
 from untuned.core.declare import Hyper, Number, Slot, check, choice, hyper, shapes
 from untuned.core.place import Place
 
-SCOPES = ("model", "group", "tensor")
-
 
 @dataclass_transform(eq_default=False, field_specifiers=(hyper, choice))
 class Part(abc.ABC):
@@ -139,11 +137,8 @@ class Iterate(Part):
 class WeightDecay(Part):
     """Where weight decay enters. Verbs: gradient (x.g of all parts), decay, shrink.
 
-    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`. `decoupled`: the
-    gradient is left as it is.
+    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`.
     """
-
-    decoupled: ClassVar[bool] = True
 
     @abc.abstractmethod
     def gradient(self, x: Place, g: Any) -> Any: ...

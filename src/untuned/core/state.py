@@ -84,13 +84,14 @@ def fill_start_slots(opt: Optimizer, bucket: Bucket) -> None:
 
     What decides is the count of steps, which is in the state; only on a CPU can it be read without waiting.
     """
-    known = bucket.device.type == "cpu"
-    for p, held in zip(bucket.params, bucket.states, strict=True):
-        for key, s in () if known and held["step"].numpy() else _slots(opt, p).items():
+    steps = bucket.numbers["step"]
+    on_host = steps.device.type == "cpu"
+    bucket.begun = not on_host or bool(steps.numpy().all())
+    for p, held in () if bucket.begun and on_host else zip(bucket.params, bucket.states, strict=True):
+        for key, s in _slots(opt, p).items():
             if s.start == "start":
-                now, slot = local(_seen(opt, p, key)), local(held[key])
-                slot.copy_(now if known else torch.where(held["step"] == 0, now, slot))
-    bucket.begun = not known or bool(bucket.numbers["step"].numpy().all())
+                slot = local(held[key])
+                slot.copy_(torch.where(held["step"] == 0, local(_seen(opt, p, key)), slot))
 
 
 def own(opt: Optimizer) -> None:
@@ -102,11 +103,14 @@ def own(opt: Optimizer) -> None:
     for p in [p for p in opt.state if p not in members]:
         del opt.state[p]
     for p, group in members.items():
-        if (p.requires_grad or p.grad is not None) and not opt.state.get(p):
+        if opt.state.get(p):
+            _follow(opt, p)
+        elif p.requires_grad or p.grad is not None:
             opt.state[p].update(fresh(opt, p, group))
+    tie_numbers(opt)
 
 
-def follow_parameter(opt: Optimizer, p: torch.Tensor) -> None:
+def _follow(opt: Optimizer, p: torch.Tensor) -> None:
     """Move the state of a parameter that was moved or converted after its first step."""
     held, slots = opt.state[p], _slots(opt, p)
     if held["step"].device != p.device:
@@ -131,24 +135,23 @@ def number_keys(opt: Optimizer) -> set[str]:
 def remember_numbers(opt: Optimizer, buckets: list[Bucket]) -> None:
     """Keep what x.was_... reads, and the lr of the step."""
     keys = {"lr"} | {n.key for _, n in _numbers(opt, per_tensor=False) if not n.size}
-    copies: dict[int, Any] = {}  # groups share the numbers of the model
-    for group in opt.param_groups:
-        for key in keys:
-            value = group[key]
-            copies[id(value)] = value.clone() if isinstance(value, torch.Tensor) else value
+    values = {id(group[key]): group[key] for group in opt.param_groups for key in keys}  # groups share the model's
+    copies = {i: value.clone() if isinstance(value, torch.Tensor) else value for i, value in values.items()}
     opt.before = {id(group["params"]): {key: copies[id(group[key])] for key in keys} for group in opt.param_groups}
     each = [n.key for _, n in _numbers(opt, per_tensor=True)]
     for bucket in buckets:
         bucket.before = {key: bucket.numbers[key].clone() for key in each}
 
 
-def stack_numbers(opt: Optimizer, bucket: Bucket) -> None:
+def stack_numbers(opt: Optimizer, bucket: Bucket) -> Bucket:
     """Keep the counters and numbers of a bucket's tensors as rows of one tensor each, and views of them in the states:
     then one operation serves all tensors."""
     for key in ("step", *(("rho",) if opt.corrects else ()), *(n.key for _, n in _numbers(opt, per_tensor=True))):
-        bucket.numbers[key] = torch.stack([held[key] for held in bucket.states])
+        rows = [held[key] for held in bucket.states]
+        bucket.numbers[key] = torch.stack(rows) if rows else number_from(0.0, bucket.device).new_zeros(0)
         for held, view in zip(bucket.states, bucket.numbers[key].unbind(), strict=True):
             held[key] = view
+    return bucket
 
 
 def tensors(opt: Optimizer) -> list[torch.Tensor]:
@@ -199,8 +202,7 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
             if p.requires_grad:  # torch.distributed.checkpoint leaves the others out
                 raise ValueError(
                     f"{name}: this checkpoint has no state for parameter {i}: it is cut short, or the parameter was "
-                    f"frozen when it was saved. In the latter case load it first and unfreeze the parameter then."
-                    f"{elsewhere}"
+                    f"frozen when it was saved. In the latter case unfreeze it after loading.{elsewhere}"
                 )
             continue
         wanted = fresh(opt, p, opt.param_groups[0])
@@ -254,4 +256,3 @@ def restore(opt: Optimizer, state_dict: dict[str, Any]) -> None:
             declared = fresh(opt, p, opt.param_groups[0]).items()
             opt.state[p] = {k: torch.as_tensor(held[k]).detach().to(t, copy=True) for k, t in declared if k in held}
     own(opt)
-    tie_numbers(opt)

@@ -13,33 +13,25 @@ import torch.distributed as dist
 
 from untuned.core.buckets import Bucket
 
-APART = (
-    "the numbers that choose the step differ between ranks, whose replicas drift apart: parameters that only one rank "
-    "holds (experts, DeepSpeed's shares) need shard_group, the process group over which they are spread."
-)
-
 
 def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Rows of sums, one per live tensor bucket by bucket, from one block [tensors, sums] per bucket.
 
     One packed collective per sharding domain; within a bucket the tensors of all ranks are the same, in the same order.
     """
-    by_domain: dict[tuple[Any, ...], list[int]] = {}
-    for i, bucket in enumerate(buckets):
-        by_domain.setdefault(bucket.domain, []).append(i)
-    for domain, members in by_domain.items():
-        if domain:
-            packed = torch.cat([blocks[i] for i in members])
-            for group in domain:
-                dist.all_reduce(packed, group=group)
-            for i, part in zip(members, packed.split([len(blocks[i]) for i in members]), strict=True):
-                blocks[i] = part
+    for domain in dict.fromkeys(bucket.domain for bucket in buckets if bucket.domain):
+        members = [i for i, bucket in enumerate(buckets) if bucket.domain == domain]
+        packed = torch.cat([blocks[i] for i in members])
+        for group in domain:
+            dist.all_reduce(packed, group=group)
+        for i, part in zip(members, packed.split([len(blocks[i]) for i in members]), strict=True):
+            blocks[i] = part
     return joined([block.to(device) for block in blocks])
 
 
 def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
     """Blocks of rows, one per bucket, as one table."""
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks or [torch.zeros(0, dtype=torch.float64)])
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def over_shards(sums: torch.Tensor, group: Any) -> torch.Tensor:
@@ -58,10 +50,8 @@ def process_group(group: Any) -> Any:
     return dist.group.WORLD if group == "world" else group
 
 
-def mean_over_ranks(
-    loss: torch.Tensor, numbers: list[torch.Tensor], group: Any, share: float = 1.0
-) -> tuple[torch.Tensor, Any]:
-    """The mean of every rank's loss, and whether numbers that should be equal on all ranks differ from their means.
+def mean_over_ranks(loss: torch.Tensor, numbers: list[torch.Tensor], group: Any, share: float = 1.0) -> Any:
+    """The mean of every rank's loss; and whether numbers that should be equal on all ranks differ from their means.
 
     They go with the loss, so that this costs no collective of its own, and nobody waits for a rank that does not ask.
     The share of a rank that has run out of batches is 0.
