@@ -62,6 +62,7 @@ class Slots:
 
     @classmethod
     def of(cls, optimizer: untuned.Optimizer) -> "Slots":
+        optimizer.state_dict()  # makes the slots, as the first step would
         [(weight, held)] = optimizer.state.items()
         slots = {key: value for key, value in held.items() if value.dim()}
         return cls(tuple(slots), sum(value.nbytes for value in slots.values()) / weight.numel())

@@ -12,6 +12,7 @@ from untuned.core.place import Place
 class Coupled(WeightDecay):
     """g <- g + lambda p, before everything else: L2 regularisation, as in torch.optim.SGD and Adam."""
 
+    decoupled = False
     weight_decay: float = hyper(default=0.0, within="[0, inf)")
 
     def gradient(self, x: Place, g: Any) -> Any:

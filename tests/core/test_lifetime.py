@@ -163,7 +163,7 @@ def test_reset_of_foreign_tensors_changes_nothing() -> None:
     optimizer = EVERY["prodigy"](model.parameters())
     train(model, optimizer, range(3))
     before = everything(optimizer)
-    with pytest.raises(ValueError, match=r"Prodigy\.reset\(\) got 1 tensors that are in no group"):
+    with pytest.raises(ValueError, match=r"Prodigy\.reset\(\) got a tensor that is in no group\. Give it parameters\."):
         optimizer.reset([model[0].weight, torch.ones(1)])
     with pytest.raises(TypeError, match=r"params must be a list"):
         optimizer.reset(model[0].weight)

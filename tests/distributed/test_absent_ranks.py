@@ -191,5 +191,5 @@ def test_join_of_the_model_alone_is_refused_in_a_sentence(tmp_path: Path) -> Non
 def test_what_cannot_join_says_so() -> None:
     p = nn.Parameter(torch.ones(2))
     for optimizer in (untuned.TAPS([p], samples=3), untuned.Prodigy([p], shard_group="world")):
-        with pytest.raises(ValueError, match="ranks exchange .* in every step and cannot join"):
+        with pytest.raises(ValueError, match=r"ranks exchange .* in every step and cannot join"):
             Joining(optimizer)

@@ -208,6 +208,8 @@ def test_launches_and_operations_do_not_depend_on_the_number_of_tensors(
         optimizer = build(name, params, execution="native")
         loss = torch.ones((), dtype=torch.float64, device=DEVICE)
         optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
+        for bucket in optimizer._arranged[1]:
+            bucket.begun = True  # as on a GPU; these launches compute nothing, so that the first step was skipped
         launches.clear()
         with Operations() as operations:
             optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
@@ -272,7 +274,9 @@ def test_sums_of_tensors_that_rest_are_zero() -> None:
     optimizer.step()
     torch.use_deterministic_algorithms(True)  # fills memory that is not written with NaN
     try:
-        [sums] = [call.run(optimizer, {0: torch.zeros(())}) for call in calls(optimizer) if call.writer.count > 1]
+        [batch] = optimizer._tensors.batches
+        found = [call for call in batch.calls.values() if call and call.writer.count > 1]
+        [sums] = [call.run(optimizer, batch, {0: torch.zeros(())}) for call in found]
     finally:
         torch.use_deterministic_algorithms(False)
     assert sums.tolist() == [[0.0, 0.0]]
@@ -336,7 +340,7 @@ def test_tensors_at_odd_addresses_and_strange_strides() -> None:
 def test_without_triton_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "triton_available", False)
     monkeypatch.setattr(sweeps, "native_available", False)
-    ours, optimizer = run("adamw", torch.float32, 2, "native")
+    ours, optimizer = run("adamw", torch.float32, 2, "auto")
     reference, _ = run("adamw", torch.float32, 2, "reference")
     assert calls(optimizer) == []
     assert all(torch.equal(p, q) for p, q in zip(ours, reference, strict=True))

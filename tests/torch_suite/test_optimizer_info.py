@@ -189,11 +189,12 @@ def test_every_method_has_an_entry() -> None:
 
 
 @ours
-def test_options_of_torch_kernels_are_refused(name: str) -> None:
-    """Exception: no method has them, since execution= says how a step runs, and no step is differentiable."""
-    for flag in ("foreach", "fused", "capturable", "differentiable"):
-        with pytest.raises(TypeError, match=flag):
-            built(name, problem()[0], **{flag: True})
+def test_options_of_torch_kernels_are_taken_if_they_change_nothing(name: str) -> None:
+    """Exception: no step is differentiable."""
+    for flag in ("foreach", "fused", "capturable"):
+        assert flag not in built(name, problem()[0], **{flag: True}).param_groups[0]
+    with pytest.raises(ValueError, match="differentiable is always False here, not True"):
+        built(name, problem()[0], differentiable=True)
 
 
 WORDS = {  # our sentence for each input that must fail; torch only warns of a parameter that is twice in one group

@@ -79,7 +79,7 @@ def check_gradient(name: str, p: Any) -> None:
     if _is_distributed(p) and (not _is_distributed(g) or g.placements != p.placements):
         placed = g.placements if _is_distributed(g) else "a plain tensor"
         raise TypeError(
-            f"{name}: a gradient must be placed like its parameter {tuple(p.placements)}, not {placed}: redistribute it."
+            f"{name}: a gradient must be placed like its parameter, {tuple(p.placements)}, not {placed}. Redistribute."
         )
 
 

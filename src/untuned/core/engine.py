@@ -57,8 +57,8 @@ class EngineOptions(TypedDict, total=False):
     but without writing them; the norm from before is in `metrics()["grad_norm"]`. execution: "reference" runs the verbs
     as written, "native" as compiled kernels (needs numba), "auto" (default) as kernels where they exist. fused,
     foreach, capturable: options of torch.optim, also in groups: any value is accepted and changes nothing, since
-    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad:
-    likewise, if they are False.
+    kernels are fused wherever they exist and a step on CUDA can be captured. differentiable, amsgrad,
+    decoupled_weight_decay: likewise, if they say what is so here: False, False, whether weight decay is decoupled.
     """
 
     maximize: bool
@@ -75,6 +75,7 @@ class EngineOptions(TypedDict, total=False):
     capturable: bool
     differentiable: bool
     amsgrad: bool
+    decoupled_weight_decay: bool
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -205,7 +206,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
-        must = {"differentiable": False, "amsgrad": False}
+        must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
         for key in must.keys() & given.keys():
             if given[key] != must[key]:
                 raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
@@ -371,7 +372,7 @@ class Optimizer(torch.optim.Optimizer):
                 computed = closure()
         result = loss if loss is not None else computed
         lrs = [group["lr"] for group in self.param_groups]
-        if any((isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0 for lr in lrs):
+        if any(lr.is_cuda or lr.detach().numpy() != 0 if isinstance(lr, torch.Tensor) else lr != 0 for lr in lrs):
             self._step(loss, computed, sample_ids)
         elif not self.state:
             state.own(self)  # which is what torch.distributed.checkpoint makes such a step for
@@ -664,9 +665,7 @@ class Optimizer(torch.optim.Optimizer):
         values = dict(zip(found | self._course, read.tolist(), strict=True))
         texts = {part: part.advice(first | values) for part in self.parts.values() if hasattr(part, "advice")}
         if found.pop("apart") and values["apart"]:
-            texts["ranks"] = (
-                f"{self._title}: numbers differ between ranks, which drift apart: what one alone holds needs shard_group."
-            )
+            texts["ranks"] = f"{self._title}: numbers differ between ranks: what one alone holds needs shard_group."
         for by, text in texts.items():
             if text and by not in self._advised:
                 self._advised.add(by)

@@ -137,8 +137,11 @@ class Iterate(Part):
 class WeightDecay(Part):
     """Where weight decay enters. Verbs: gradient (x.g of all parts), decay, shrink.
 
-    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`.
+    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`. `decoupled`: the
+    gradient is left as it is.
     """
+
+    decoupled: ClassVar[bool] = True
 
     @abc.abstractmethod
     def gradient(self, x: Place, g: Any) -> Any: ...

@@ -226,16 +226,15 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
 
 
 def _check_saved(what: str, value: Any, wanted: torch.Tensor) -> None:
-    if not isinstance(value, torch.Tensor):
-        if wanted.dim() or not is_real(value):
-            raise TypeError(f"{what} must be a {'tensor' if wanted.dim() else 'number'}, not {value!r}.")
-    elif value.shape != wanted.shape:
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    if dense and value.shape != wanted.shape:
         raise ValueError(
             f"{what} has shape {tuple(value.shape)} in this checkpoint, not {tuple(wanted.shape)}. Build the optimizer "
             f"on the model that was saved, with its options."
         )
-    elif value.layout != torch.strided or value.is_meta or not (value.is_floating_point() or not wanted.dim()):
-        raise TypeError(f"{what} must be a dense real tensor, not {value.dtype} {value.layout} on {value.device}.")
+    fits = value.is_floating_point() or not (wanted.dim() or value.is_complex()) if dense else is_real(value)
+    if not fits or (wanted.dim() and not dense):
+        raise TypeError(f"{what} must be a {'dense real tensor' if wanted.dim() else 'number'}, not {value!r}.")
 
 
 def _saved_parameters(opt: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Any, torch.Tensor]]:
