@@ -207,7 +207,7 @@ class Optimizer(torch.optim.Optimizer):
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
         must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
-        for key in must.keys() & given.keys():
+        for key in (key for key in must if key in given):
             if given[key] != must[key]:
                 raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
         return {k: v for k, v in given.items() if k not in (*must, "fused", "foreach", "capturable")}

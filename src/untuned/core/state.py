@@ -212,16 +212,16 @@ def check_loadable(opt: Optimizer, state_dict: Any) -> None:
                 f"{name}: this checkpoint {what} {wrong[0]!r} for parameter {i}: another method saved it. "
                 f"Load it into the optimizer that saved it.{elsewhere}"
             )
-        for key in wanted.keys() & held.keys():
+        for key in (key for key in wanted if key in held):
             _check_saved(f"{name}: {key!r} of parameter {i}", held[key], wanted[key])
         if not float(held["step"]) >= 0:
             raise ValueError(f"{name}: 'step' of parameter {i} must count steps, not be {float(held['step'])}.")
     for group in groups:
         for part in opt.parts.values():
-            for key in part.hypers().keys() & group.keys():
+            for key in (key for key in part.hypers() if key in group):
                 check(part.name, part.fields[key], group[key])
         check_flag(name, "training", group.get("training", True))
-        for key in number_keys(opt) & group.keys():
+        for key in sorted(number_keys(opt) & group.keys()):
             _check_saved(f"{name}: {key!r} of a group", group[key], opt.param_groups[0][key])
 
 
