@@ -198,11 +198,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _options(self) -> set[str]:
         """The names of what the constructor takes."""
-        return {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__} - {
-            "params",
-            "engine",
-            "others",
-        }
+        names = {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__}
+        return names - {"params", "engine", "others"}
 
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
@@ -371,8 +368,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 computed = closure()
         result = loss if loss is not None else computed
-        lrs = [group["lr"] for group in self.param_groups]
-        if any(lr.is_cuda or lr.detach().numpy() != 0 if isinstance(lr, torch.Tensor) else lr != 0 for lr in lrs):
+        if not all(map(_is_frozen, self.param_groups)):
             self._step(loss, computed, sample_ids)
         elif not self.state:
             state.own(self)  # which is what torch.distributed.checkpoint makes such a step for
@@ -515,7 +511,7 @@ class Optimizer(torch.optim.Optimizer):
         for bucket in buckets:
             lr = bucket.group["lr"]  # as a tensor it freezes the group, or not, by a value only the device knows
             on = (lr != 0).reshape(()).to(bucket.device) if isinstance(lr, torch.Tensor) else None
-            bucket.on = on if bucket.params or bucket.on is None else bucket.on & (lr != 0)
+            bucket.on = on if bucket.params or bucket.on is None else bucket.on & (True if on is None else on)
         if self.skip_nonfinite or self.clip_grad_norm is not None:
             sums = totals.over_shards(self._rows(self._guard, buckets).sum(0), self.shard_group)
             if self.skip_nonfinite:
@@ -665,7 +661,7 @@ class Optimizer(torch.optim.Optimizer):
         values = dict(zip(found | self._course, read.tolist(), strict=True))
         texts = {part: part.advice(first | values) for part in self.parts.values() if hasattr(part, "advice")}
         if found.pop("apart") and values["apart"]:
-            texts["ranks"] = f"{self._title}: numbers differ between ranks: what one alone holds needs shard_group."
+            texts["ranks"] = f"{self._title}: numbers differ between ranks; parameters of one alone need shard_group."
         for by, text in texts.items():
             if text and by not in self._advised:
                 self._advised.add(by)
@@ -703,6 +699,14 @@ class Optimizer(torch.optim.Optimizer):
             for i, g in enumerate(self.param_groups)
         )
         return "\n".join([f"{type(self).__name__} (untuned {__version__}, {running}): {recipe}", *groups])
+
+
+def _is_frozen(group: Group) -> bool:
+    """Whether lr is surely 0; a device would have to be waited for."""
+    lr = group["lr"]
+    if isinstance(lr, torch.Tensor):
+        return lr.device.type == "cpu" and bool(lr.detach().double().numpy() == 0)
+    return lr == 0
 
 
 def _take_gradients(buckets: list[Bucket], live: list[Live]) -> None:
