@@ -1,6 +1,5 @@
 """Steps in which a rank holds nothing, fails or has run out of batches: nobody waits, and the sums are right."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,10 @@ def test_a_rank_that_fails_makes_the_others_fail_with_a_sentence(tmp_path: Path)
 BATCHES = (3, 5)
 
 
-def joined(rank: int, folder: Path, *, name: str, together: bool) -> dict[str, Any]:
+JOINING = ["momo", "momo_adam", "adamw"]
+
+
+def joined(rank: int, name: str, together: bool) -> dict[str, Any]:
     model = processes.network()
     wrapped = DistributedDataParallel(model)
     optimizer = untuned.create(model, name, **OPTIONS[name])
@@ -163,26 +165,34 @@ def joined(rank: int, folder: Path, *, name: str, together: bool) -> dict[str, A
     return {"end": processes.vector(model), "said": said, "losses": losses}
 
 
-@pytest.mark.parametrize("name", ["momo", "momo_adam", "adamw"])
-def test_ranks_with_other_numbers_of_batches_join(name: str, tmp_path: Path) -> None:
+def joined_together(rank: int, folder: Path) -> dict[str, Any]:
+    return {name: joined(rank, name, together=True) for name in JOINING}
+
+
+def joined_alone(rank: int, folder: Path) -> dict[str, Any]:
+    return joined(rank, "momo", together=False)
+
+
+def test_ranks_with_other_numbers_of_batches_join(tmp_path: Path) -> None:
     """As one process with the mean of the losses there are; torch divides gradients by the number of all ranks."""
-    zero, one = forked.run(functools.partial(joined, name=name, together=True), tmp_path / name, 2)
-    model = processes.network()
-    optimizer = untuned.create(model, name, **OPTIONS[name])
-    for k in range(max(BATCHES)):
-        here = [rank for rank in range(2) if k < BATCHES[rank]]
-        optimizer.zero_grad()
-        losses = [processes.loss_on(model, k, slice(rank, None, 2)) for rank in here]
-        (sum(losses) / 2).backward()
-        optimizer.step(loss=sum(float(loss.detach()) for loss in losses) / len(here))
-    way = (processes.vector(model) - processes.vector(processes.network())).abs().max()
-    assert zero["said"] == one["said"] == ""
-    for rank in (zero, one):
-        assert (rank["end"] - processes.vector(model)).abs().max() <= 1e-9 * way
+    ranks = forked.run(joined_together, tmp_path / "together", 2)
+    for name in JOINING:
+        model = processes.network()
+        optimizer = untuned.create(model, name, **OPTIONS[name])
+        for k in range(max(BATCHES)):
+            here = [rank for rank in range(2) if k < BATCHES[rank]]
+            optimizer.zero_grad()
+            losses = [processes.loss_on(model, k, slice(rank, None, 2)) for rank in here]
+            (sum(losses) / 2).backward()
+            optimizer.step(loss=sum(float(loss.detach()) for loss in losses) / len(here))
+        way = (processes.vector(model) - processes.vector(processes.network())).abs().max()
+        for rank in ranks:
+            assert rank[name]["said"] == ""
+            assert (rank[name]["end"] - processes.vector(model)).abs().max() <= 1e-9 * way
 
 
 def test_join_of_the_model_alone_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    _, one = forked.run(functools.partial(joined, name="momo", together=False), tmp_path / "alone", 2)
+    _, one = forked.run(joined_alone, tmp_path / "alone", 2)
     assert one["said"].startswith("MoMo.step(): 1 of 2 ranks take no part in it.")
     assert "Join([model, untuned.integrations.join.Joining(optimizer)])" in one["said"]
     assert len(one["losses"]) == min(BATCHES)
