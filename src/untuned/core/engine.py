@@ -204,8 +204,8 @@ class Optimizer(torch.optim.Optimizer):
     def _without_torch_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options given without those of torch.optim, of which none may ask for what is not so here."""
         must = {"differentiable": False, "amsgrad": False, "decoupled_weight_decay": self.parts["decay"].decoupled}
-        for key in (key for key in must if key in given):
-            if given[key] != must[key]:
+        for key in must:
+            if given.get(key, must[key]) != must[key]:
                 raise ValueError(f"{self._title}: {key} is always {must[key]} here, not {given[key]!r}. Leave it out.")
         return {k: v for k, v in given.items() if k not in (*must, "fused", "foreach", "capturable")}
 
@@ -435,7 +435,7 @@ class Optimizer(torch.optim.Optimizer):
             course = {"loss_first": self._losses[0], "loss_least": last} | self._course
             least = torch.minimum(course["loss_least"].to(last), last)
             self._losses, self._course = [], course | {"loss_low": low, "loss_last": last, "loss_least": least}
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and any(hasattr(part, "advice") for part in self.parts.values()):
             self.metrics()
 
     def _live_buckets(self) -> list[Bucket]:
@@ -642,7 +642,8 @@ class Optimizer(torch.optim.Optimizer):
         `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
         others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
         """
-        state.own(self)
+        if not self.state:
+            state.own(self)
         found: dict[str, Any] = {}
         for i, group in enumerate(self.param_groups):
             found["lr_effective" if i == 0 else f"lr_effective_{i}"] = self._lr_effective(group)
@@ -670,16 +671,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _lr_effective(self, group: Group) -> Any:
         """What the method made of the lr of a group in its last step; a schedule may have moved on since."""
-        states = [held for p in group["params"] if (held := self.state.get(p))]
-        if not states:
+        trained = [p for p in group["params"] if self.state.get(p)]
+        if not trained:
             return 0.0
-        t, rho = (
-            torch.stack([held[k].to(self.device) for held in states]).double().max()
-            for k in ("step", "rho" if self.corrects else "step")
-        )
+        states, keys = [self.state[p] for p in trained], ("step", "rho" if self.corrects else "step")
+        t, rho = (torch.stack([held[key].to(self.device) for held in states]).double().max() for key in keys)
         numbers, t = {"rho": torch.where(t > 0, rho, 1.0).reshape(1)}, t.clamp(min=1.0).reshape(1)
         used = group | {"lr": self.before.get(id(group["params"]), group)["lr"]}
-        trained = [p for p in group["params"] if self.state.get(p)]
         frame = ElementFrame(self, Bucket(used, trained, states, self.device, (), numbers=numbers, t=t), 0)
         value = frame.read(self.parts["iterate"], "rate")
         for role in ("step_size", "iterate"):
@@ -704,9 +702,9 @@ class Optimizer(torch.optim.Optimizer):
 def _is_frozen(group: Group) -> bool:
     """Whether lr is surely 0; a device would have to be waited for."""
     lr = group["lr"]
-    if isinstance(lr, torch.Tensor):
-        return lr.device.type == "cpu" and bool(lr.detach().double().numpy() == 0)
-    return lr == 0
+    return (
+        lr.device.type == "cpu" and bool(lr.detach().double().numpy() == 0) if isinstance(lr, torch.Tensor) else lr == 0
+    )
 
 
 def _take_gradients(buckets: list[Bucket], live: list[Live]) -> None:

@@ -72,8 +72,8 @@ def fresh(opt: Optimizer, p: torch.Tensor, group: Group) -> dict[str, torch.Tens
     if opt.corrects:
         held["rho"] = number_from(0.0, p.device)
     for key, s in _slots(opt, p).items():
-        first = 0.0 if isinstance(s.start, str) else s.start
-        held[key] = torch.full_like(_seen(opt, p, key), first, dtype=_dtype(opt, p, s))
+        value = s.start if isinstance(s.start, float) else 0.0
+        held[key] = torch.full_like(_seen(opt, p, key), value, dtype=_dtype(opt, p, s))
     for part, n in _numbers(opt, per_tensor=True):
         held[n.key] = _first(group, part, n, p.device)
     return held
