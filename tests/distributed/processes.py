@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import functools
+import gc
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,32 @@ def sharded(rank: int, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def exchanged(rank: int, name: str, looked_at: bool) -> dict[str, Any]:
+    """FSDP2 after the optimizer was built; its groups get the shards by hand, as trainers do that take both."""
+    model = network(4)
+    optimizer = untuned.create(model, name, **OPTIONS[name])
+    if looked_at:  # Accelerate does, to move it to the device
+        optimizer.load_state_dict(optimizer.state_dict())
+    names = {p: name for name, p in model.named_parameters()}
+    lists = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+    whole = [weakref.ref(p) for p in names]
+    names.clear()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    for group, inside in zip(optimizer.param_groups, lists, strict=True):
+        group["params"] = [model.get_parameter(name) for name in inside]
+    train(model, optimizer, range(1), slice(rank, None, 2))
+    gc.collect()
+    alive, bytes_of_slots = [p.shape for ref in whole if (p := ref()) is not None], nbytes(optimizer)
+    train(model, optimizer, range(1, STEPS), slice(rank, None, 2))
+    return {"end": vector(model), "alive": alive, "bytes": bytes_of_slots, "metrics": optimizer.metrics()}
+
+
+def nbytes(optimizer: torch.optim.Optimizer) -> int:
+    """What the slots take in this process; counters and numbers are scalars."""
+    slots = [value for held in optimizer.state.values() for value in held.values() if value.dim()]
+    return sum((slot.to_local() if isinstance(slot, DTensor) else slot).nbytes for slot in slots)
+
+
 def mixed(rank: int, name: str) -> dict[str, Any]:
     """Parameters split along columns, kept whole by the mesh, split along rows and unknown to it, in one optimizer."""
     mesh = init_device_mesh("cpu", (2,))
@@ -236,6 +264,7 @@ def every_scenario(rank: int, folder: Path) -> dict[str, Any]:
     found["own loss"] = replicated(rank, "momo", loss_group=None)
     found["nan loss"] = nan_loss(rank)
     found |= {f"sharded {name}": sharded(rank, name, folder) for name in OPTIONS}
+    found |= {f"exchanged {name} {was}": exchanged(rank, name, was) for name in SAVED for was in (False, True)}
     with warnings.catch_warnings(action="ignore"):  # torch's, that these have successors
         found |= {f"divided {name}": divided(rank, name) for name in OPTIONS}
         found |= {f"flattened {name}": flattened(rank, name) for name in FLATTENED}

@@ -50,8 +50,8 @@ def alone(name: str) -> tuple[torch.nn.Module, untuned.Optimizer]:
     return model, optimizer
 
 
-def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
-    way = (expected - processes.vector(processes.network())).abs().max()
+def assert_near(found: torch.Tensor, expected: torch.Tensor, width: int = 3) -> None:
+    way = (expected - processes.vector(processes.network(width))).abs().max()
     assert way > 0.01
     assert (found - expected).abs().max() <= 1e-9 * way
 
@@ -70,6 +70,23 @@ def test_replicas_are_one_model(name: str, ranks: list[dict[str, Any]]) -> None:
     assert one["metrics"] == two["metrics"]
     assert_near(one["end"], processes.vector(model))
     assert_same_numbers(one["metrics"], optimizer.metrics())
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize("name", SAVED)
+def test_a_model_sharded_after_its_optimizer_was_built_takes_half_the_memory(
+    name: str, looked_at: bool, ranks: list[dict[str, Any]]
+) -> None:
+    """The second layer has one row and one bias: so rank 0 holds 15 of 25 numbers, and rank 1 holds 10."""
+    model = processes.network(4)
+    optimizer = untuned.create(model, name, **OPTIONS[name])
+    processes.train(model, optimizer, range(STEPS))
+    whole = processes.nbytes(optimizer)
+    for rank, share in zip(ranks, (15 / 25, 10 / 25), strict=True):
+        found = rank[f"exchanged {name} {looked_at}"]
+        assert found["alive"] == []
+        assert found["bytes"] == share * whole
+        assert_near(found["end"], processes.vector(model), 4)
 
 
 def test_replicas_part_if_each_uses_its_own_loss(ranks: list[dict[str, Any]]) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,49 @@ def main(train: Train) -> None:
                 sys.exit(f"{name} ended with status {status} where it should have been killed")
         else:
             torch.save(train(name, where, False, phase == "resumed"), where / "final.pt")
+
+
+def main_of_two(train: Train, names: Iterable[str]) -> None:
+    """As `main`, in two processes of one process group for each name, both forked; they share its folder.
+
+    Of the two that are to die rank 1 kills itself, in the middle of a step; the other is killed then, as launchers do.
+    """
+    phase, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")
+    for name in names:
+        where = folder / ("unbroken" if phase == "unbroken" else "broken") / name
+        where.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        ranks = [_rank(rank, train, name, where, phase) for rank in range(2)]
+        status = os.waitpid(ranks[1], 0)[1]
+        if phase == "killed":
+            os.kill(ranks[0], signal.SIGKILL)
+            expected = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        else:
+            expected = status == 0
+        if not (os.waitpid(ranks[0], 0)[1] == 0 or phase == "killed") or not expected:
+            sys.exit(f"{name}, {phase}: rank 1 ended with status {status}")
+
+
+def _rank(rank: int, train: Train, name: str, where: Path, phase: str) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        os.environ |= {key: str(value) for key, value in own.items()}
+        found = train(name, where, phase == "killed" and rank == 1, phase == "resumed")
+        if phase != "killed":
+            (where / str(rank)).mkdir()
+            torch.save(found, where / str(rank) / "final.pt")
+            leave()
+            os._exit(0)
+    except Exception:
+        traceback.print_exc()
+    os._exit(1)
 
 
 def options(name: str) -> dict[str, Any]:
