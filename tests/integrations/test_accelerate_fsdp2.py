@@ -84,7 +84,7 @@ def train(case: str, folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
     whole = [weakref.ref(p) for p in model.parameters()]
     model, optimizer = accelerator.prepare(model, optimizer)
     assert all(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
-    begun_at, taken = 3 if resume else 0, 0
+    begun_at, before, taken = 3 if resume else 0, nbytes(optimizer), 0
     if resume:
         accelerator.load_state(str(folder / "step_3"))
     for step in range(begun_at, STEPS):
@@ -102,7 +102,7 @@ def train(case: str, folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
             accelerator.save_state(str(folder / "step_3"))
     weights = {key: value.full_tensor() for key, value in model.state_dict().items()}
     found = {"weights": weights, "optimizer": local(optimizer.state_dict()), "start": start, "begun_at": begun_at}
-    return found | {"bytes": taken}
+    return found | {"bytes": taken, "bytes_before": before}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -125,6 +125,8 @@ def test_two_processes_equal_one_and_share_its_memory(runs: Path, case: str) -> 
         for key, value in model.state_dict().items():
             torch.testing.assert_close(found["weights"][key], value, rtol=1e-9, atol=1e-9)
     assert [found["bytes"] for found in ranks] == [nbytes(optimizer) / 2] * 2
+    # Accelerate reads the state before it shards. If this ever fails, the page can say so.
+    assert [found["bytes_before"] for found in ranks] == [nbytes(optimizer)] * 2
 
 
 if __name__ == "__main__":

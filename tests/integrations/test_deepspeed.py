@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs deepspeed", allow_module_level=True)
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
 METHODS = ["adamw", "mechanic_adamw", "momo_adam", "prodigy", "schedule_free_adamw"]
 CASES = [*(f"{name}-1" for name in METHODS), "prodigy-2"]  # the stage of ZeRO
 STEPS = 7
@@ -115,6 +118,27 @@ def test_the_averaged_point_does_not_reach_the_model(runs: Path, rank: int) -> N
     assert all(torch.equal(found["evaluated"][key], value) for key, value in found["weights"].items())
 
 
+def test_the_code_of_the_page_runs() -> None:
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, __file__, "page"], env=os.environ | alone, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "3.0 steps"
+
+
+def page() -> None:
+    block = (ROOT / "docs" / "integrations" / "deepspeed.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"torch": torch, "model": nn.Linear(3, 2)}
+    names["data"] = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)]
+    exec(block, names)
+    print(names["optimizer"].metrics()["steps"], "steps", flush=True)
+    kill_and_resume.leave()
+
+
 if __name__ == "__main__":
     os.environ |= {"DS_ACCELERATOR": "cpu"}
-    kill_and_resume.main_of_two(train, CASES)
+    if sys.argv[1] == "page":
+        page()
+    else:
+        kill_and_resume.main_of_two(train, CASES)
