@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import AVERAGING, EVERY, different, everything, net, train
+from problems import AVERAGING, EVERY, different, everything, loss_of, net, train
 from torch import nn
 
 import untuned
@@ -58,6 +58,32 @@ def test_tensors_exchanged_in_the_middle_leave_nothing_behind(name: str) -> None
     train(exchanged, optimizer, range(3, 5))
     assert optimizer.state.keys() == {*exchanged.parameters()}
     assert not any(ref() is not None and ref().dim() for ref in held)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+# Methods that choose no step for the model as a whole.
+APART = ["adam", "adamw", "adatamw", "gradagrad_diagonal", "ldog", "madgrad", "schedule_free_adamw", "sgd", "tam"]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_trainers_may_step_with_one_group_at_a_time(name: str) -> None:
+    """DeepSpeed's ZeRO puts a list of one group into `param_groups` for each of its calls of `step`."""
+    runs: list[list[torch.Tensor]] = []
+    for alone in (False, True):
+        model = net()
+        params = [*model.parameters()]
+        optimizer = EVERY[name]([{"params": params[::2]}, {"params": params[1::2]}])
+        groups = optimizer.param_groups
+        for k in range(6):
+            optimizer.zero_grad()
+            loss = loss_of(model, k)
+            loss.backward()
+            for some in [[group] for group in groups] if alone else [groups]:
+                optimizer.param_groups = some
+                optimizer.step(loss=loss)
+            optimizer.param_groups = groups
+        assert optimizer.state.keys() == {*params}
+        runs.append(values(model))
+    assert equal(*runs)
 
 
 def test_no_memory_is_taken_before_the_first_step() -> None:

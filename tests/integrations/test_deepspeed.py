@@ -22,7 +22,7 @@ if importlib.util.find_spec("deepspeed") is None:
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 METHODS = ["adamw", "mechanic_adamw", "momo_adam", "prodigy", "schedule_free_adamw"]
-CASES = [*(f"{name}-1" for name in METHODS), "prodigy-2"]  # the stage of ZeRO
+CASES = [*(f"{name}-1" for name in METHODS), "prodigy-2", "adamw-1-2"]  # the stage of ZeRO, and groups
 STEPS = 7
 
 
@@ -32,8 +32,13 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
-def made(name: str, model: nn.Module, **options: Any) -> untuned.Optimizer:
-    return untuned.create(model.parameters(), name, **kill_and_resume.options(name), **options)
+def made(case: str, model: nn.Module, **options: Any) -> untuned.Optimizer:
+    name, _, *several = case.split("-")
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    chosen = groups if several else model.parameters()
+    return untuned.create(chosen, name, **kill_and_resume.options(name), **options)
 
 
 def loss_on(model: nn.Module, step: int, rows: slice) -> Tensor:
@@ -47,15 +52,14 @@ def train(case: str, folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
     import torch.distributed as dist
 
     deepspeed.init_distributed("gloo")
-    name, stage = case.split("-")
     model = net()
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = made(name, model, shard_group="world")
+    optimizer = made(case, model, shard_group="world")
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.0,  # by default DeepSpeed clips to 1
-        "zero_optimization": {"stage": int(stage)},
+        "zero_optimization": {"stage": int(case.split("-")[1])},
         "zero_allow_untested_optimizer": True,
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -95,7 +99,7 @@ def test_a_killed_run_ends_as_one_without_a_break(runs: Path, case: str, rank: i
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one_and_share_its_memory(runs: Path, case: str) -> None:
     model = net()
-    optimizer = made(case.split("-")[0], model)
+    optimizer = made(case, model)
     for step in range(STEPS):
         optimizer.zero_grad()
         loss = loss_on(model, step, slice(None))

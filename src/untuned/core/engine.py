@@ -259,7 +259,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; parameters that have not taken a step yet, but may, are in it."""
-        state.own(self)
+        state.own(self, saving=True)
         return super().state_dict()
 
     @torch.inference_mode(False)

@@ -94,13 +94,14 @@ def fill_start_slots(opt: Optimizer, bucket: Bucket) -> None:
                 slot.copy_(torch.where(held["step"] == 0, local(_seen(opt, p, key)), slot))
 
 
-def own(opt: Optimizer) -> None:
+def own(opt: Optimizer, saving: bool = False) -> None:
     """Give every tensor of the groups that may be trained its state, and let go of what belonged to others.
 
     Not before the first step: trainers shard models, and exchange the tensors in the groups, after construction.
+    What others have learned is only let go when the optimizer is saved: DeepSpeed steps with one group at a time.
     """
     members = {p: group for group in opt.param_groups for p in group["params"]}
-    for p in [p for p in opt.state if p not in members]:
+    for p in [p for p, held in opt.state.items() if p not in members and (saving or not held.get("step"))]:
         del opt.state[p]
     for p, group in members.items():
         if opt.state.get(p):
