@@ -13,7 +13,12 @@ from torch import nn
 
 import untuned
 
-EXECUTIONS = ["reference", "auto"]
+AS_KERNELS = ("mechanic_adamw", "momo_adam", "prodigy", "schedule_free_adamw", "tam")  # the others are slow to compile
+RUNS = [
+    pytest.param(name, execution, marks=() if name in AS_KERNELS or execution == "reference" else pytest.mark.slow)
+    for name in EVERY
+    for execution in ("reference", "auto")
+]
 
 
 def values(model: nn.Module) -> list[torch.Tensor]:
@@ -96,8 +101,7 @@ def test_no_memory_is_taken_before_the_first_step() -> None:
 # ---------------------------------------------------------------- state that is deleted
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "execution"), RUNS)
 def test_after_reset_an_optimizer_is_a_new_one(name: str, execution: str) -> None:
     model = net()
     optimizer = EVERY[name](model.parameters(), execution=execution)
@@ -111,8 +115,7 @@ def test_after_reset_an_optimizer_is_a_new_one(name: str, execution: str) -> Non
     assert different(everything(optimizer), everything(fresh)) == []
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "execution"), RUNS)
 def test_deleted_state_is_that_of_a_first_step(name: str, execution: str) -> None:
     """As one does with merged or pruned weights: `del optimizer.state[p]` is `reset([p])`, and start points are new."""
     runs = []
@@ -211,8 +214,7 @@ def no_collector() -> Iterator[None]:
 torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "execution"), RUNS)
 def test_a_deleted_optimizer_is_freed_at_once(name: str, execution: str, no_collector: Any) -> None:
     model = net()
     optimizer = EVERY[name](model.parameters(), execution=execution, clip_grad_norm=1.0)

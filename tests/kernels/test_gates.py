@@ -54,7 +54,10 @@ def test_operations_do_not_depend_on_the_number_of_tensors_and_the_host_reads_no
 
 @pytest.mark.parametrize("name", ALL)
 def test_kernels_allocate_nothing_of_the_size_of_a_parameter(name: str) -> None:
-    assert second_step(name, [(100_000,)], execution="native", clip_grad_norm=1.0).largest < 100
+    clip = (
+        1.0 if name in ("adamw", "momo_adam", "prodigy", "mechanic_adamw", "tam") else None
+    )  # other kernels: compiled
+    assert second_step(name, [(100_000,)], execution="native", clip_grad_norm=clip).largest < 100
 
 
 @pytest.mark.parametrize("name", ["adamw", "momo_adam", "prodigy", "mechanic_adamw", "tam"])
