@@ -110,7 +110,11 @@ def test_float32_kernel_equals_reference(name: str) -> None:
     assert len(calls(optimizer)) >= 2
 
 
-@pytest.mark.parametrize("name", ALL)
+# Every program runs in float32 above; in float64 it differs in the types of its loads and stores alone.
+THIRD = [pytest.param(name, marks=() if i % 3 == 0 else pytest.mark.slow) for i, name in enumerate(ALL)]
+
+
+@pytest.mark.parametrize("name", THIRD)
 def test_float64_kernel_equals_reference(name: str) -> None:
     few = {"tensors": 2, "skip_nonfinite": False}  # for the interpreter's sake
     ours, _ = run(name, torch.float64, 10, "native", **few)
