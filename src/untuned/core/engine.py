@@ -412,19 +412,20 @@ class Optimizer(torch.optim.Optimizer):
         up one float32, too, a zero. A GPU would have to be waited for: there nobody hears of a rank that failed, and
         the process group ends those who wait for it.
         """
-        on_host, counts = self.device.type == "cpu", None
+        on_host, counts, missing = self.device.type == "cpu", None, 0
         loss_group = self.loss_group if self.driven and on_host else None
         by_group = [float(i in live) for i in range(len(self.param_groups))]
         for group, said in ((loss_group, [float(ready)]), (self.shard_group, [float(ready), *by_group])):
             if (size := totals.size(group)) > 1:
                 counts = torch.stack([number_from(value, self.device) for value in said]).float()
                 counts = totals.over_shards(counts, group)
-                if ready and on_host and (missing := size - int(counts.numpy()[0])):
-                    raise RuntimeError(
-                        f"{self._title}.step(): {missing} of {size} ranks take no part in it. One that failed says why "
-                        f"itself; one that ran out of batches in model.join() needs "
-                        f"Join([model, untuned.integrations.join.Joining(optimizer)]) in its place."
-                    )
+                missing = max(missing, size - int(counts.numpy()[0])) if on_host else 0
+        if ready and missing:  # known after both sums, in which a rank that failed takes part, too
+            raise RuntimeError(
+                f"{self._title}.step(): {missing} ranks take no part in it. One that failed says why itself; one that "
+                f"ran out of batches in model.join() needs "
+                f"Join([model, untuned.integrations.join.Joining(optimizer)]) in its place."
+            )
         return counts[1:] if counts is not None and totals.size(self.shard_group) > 1 else None
 
     def _look_back(self) -> None:
