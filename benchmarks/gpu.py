@@ -89,8 +89,8 @@ class Contender:
         """What a step reads and writes by name."""
         if not isinstance(self.optimizer, untuned.Optimizer):
             return 7 * sum(p.nbytes for p in self.params)  # p, g, m and v in, p, m and v out
-        if self.optimizer._tensors.rest:
-            raise RuntimeError(f"{len(self.optimizer._tensors.rest)} tensors went the reference way")
+        if self.optimizer._launch.rest:
+            raise RuntimeError(f"{len(self.optimizer._launch.rest)} tensors went the reference way")
         keys = streams(self.optimizer, guard=True)
         held = [{"p": p, "g": p.grad} | self.optimizer.state[p] for p in self.params]
         return sum(tensors[key].nbytes for tensors in held for key in keys)

@@ -25,8 +25,8 @@ import torch
 from method_study import Sensitivity
 
 import untuned
-from untuned.core.engine import EngineOptions
-from untuned.core.plan import plan
+from untuned.optimizer.options import EngineOptions
+from untuned.recipe.plan import plan
 from untuned.registry import Method
 from untuned.study import tasks
 from untuned.study.charts import decades

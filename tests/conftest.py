@@ -8,7 +8,7 @@ import torch
 from _pytest.doctest import DoctestItem
 from hypothesis import settings
 
-from untuned.kernels.sweep import native_available
+from untuned.run.launch import native_available
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch.compile does too
@@ -34,8 +34,8 @@ class Examples:
     def by_the_reference(self, request: pytest.FixtureRequest) -> None:
         if isinstance(request.node, DoctestItem):
             monkeypatch = request.getfixturevalue("monkeypatch")
-            monkeypatch.setattr("untuned.kernels.sweep.native_available", False)
-            monkeypatch.setattr("untuned.core.engine.native_available", False)
+            monkeypatch.setattr("untuned.run.launch.native_available", False)
+            monkeypatch.setattr("untuned.optimizer.optimizer.native_available", False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,8 +2,8 @@
 
 from untuned import directions, iterates, schedules, step_sizes, weight_decay
 from untuned._version import __version__
-from untuned.core.engine import Optimizer
 from untuned.migration import migrate
+from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizers import (
     ALIG,
     MADGRAD,

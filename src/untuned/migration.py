@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from untuned.core.buckets import sliced
-from untuned.core.declare import check
-from untuned.core.engine import Optimizer
-from untuned.core.frames import number_from
 from untuned.directions import Momentum
 from untuned.iterates import Plain
+from untuned.memory.buckets import number_from, sliced
+from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizers.averaging import AdamWScheduleFree, SGDScheduleFree
 from untuned.optimizers.classic import SGD, Adam, AdamW
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
 from untuned.optimizers.dual import MADGRAD, MirrorMADGRAD
 from untuned.optimizers.momo import MoMo, MoMoAdam
+from untuned.parts.declare import check
 from untuned.weight_decay import Decoupled
 
 State = dict[str, Any]
@@ -80,17 +79,17 @@ def _momo(run: _Run) -> None:
     kept = {"loss_avg", "_number_steps"} <= run.saved.keys()
     k = run.saved["_number_steps"] if kept else 0
     ours["lower_bound"] = held.get("fstar", ours["lb"])
-    ours["weights"] = 1 - beta**k if opt.corrects or not k else 1.0
+    ours["weights"] = 1 - beta**k if opt.recipe.corrects(opt.parts) or not k else 1.0
     ours["loss_avg"] = run.saved["loss_avg"] if kept else 0.0
     for t in run.tensors:
         run.must_be("use_fstar", "fstar" in held, opt.parts["step_size"].online)
         if average == "momentum_buffer":
-            run.must_be("bias_correction", t.theirs["grad_dot_w"].dim() == 1, opt.corrects)
+            run.must_be("bias_correction", t.theirs["grad_dot_w"].dim() == 1, opt.recipe.corrects(opt.parts))
         t.ours[average] = t.theirs["grad_avg"] if kept else torch.zeros_like(t.p)
         t.ours["mx"] = (t.ours[average] * t.p.detach()).sum(dtype=torch.float64)
         t.ours["model_offset"] = t.ours["mx"] - t.theirs["grad_dot_w"].reshape(()).double() if kept else 0.0
         t.ours["step"] = t.theirs.get("step", k)
-        if opt.corrects:
+        if opt.recipe.corrects(opt.parts):
             t.ours["rho"] = ours["weights"]
     if run.tensors and not kept:
         warnings.warn(
@@ -280,7 +279,7 @@ def _copy_by_name(run: _Run, new: State, name: str, tensor: list[str], group: li
     decoupled = ("decouple", "decouple_decay", "decoupled_weight_decay", "no_prox")
     shape = dict.fromkeys(decoupled, isinstance(parts["decay"], Decoupled)) | {
         "amsgrad": False,
-        "maximize": run.optimizer.maximize,
+        "maximize": run.optimizer.recipe.maximize,
         "nesterov": getattr(parts["direction"], "nesterov", False),
         "safeguard_warmup": getattr(parts["step_size"], "safeguard_warmup", False),
         "slice_p": parts["step_size"].every,

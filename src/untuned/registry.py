@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from untuned import optimizers
-from untuned.core.engine import EngineOptions, Optimizer
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
 
 
 @dataclasses.dataclass(frozen=True)

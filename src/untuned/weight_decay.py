@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper
-from untuned.core.parts import WeightDecay
-from untuned.core.place import Place
+from untuned.parts import Place, WeightDecay, hyper
 
 
 class Coupled(WeightDecay):

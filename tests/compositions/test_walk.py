@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import untuned
 from untuned import directions, iterates, step_sizes
-from untuned.core.parts import Part
+from untuned.parts.part import Part
 
 Cell = tuple[str, str, str]  # direction, step size, iterate
 ROOMS = directions, step_sizes, iterates

@@ -216,7 +216,7 @@ def test_the_step_that_looks_back_does_not_wait_for_the_device(name: str) -> Non
         warnings.simplefilter("ignore")
         for _ in range(100):
             optimizer.step(loss=torch.ones(()))
-    assert optimizer._course or name == "prodigy"
+    assert optimizer._watch.course or name == "prodigy"
     assert reads.count == 0
 
 

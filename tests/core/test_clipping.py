@@ -74,7 +74,7 @@ def test_without_the_guard_it_clips_too() -> None:
 
 def test_copies_keep_it() -> None:
     _, optimizer = trained("adamw", True, 0.5)
-    assert copy.deepcopy(optimizer).clip_grad_norm == 0.5
+    assert copy.deepcopy(optimizer).recipe.clip_grad_norm == 0.5
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), "1", True])

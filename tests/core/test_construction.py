@@ -12,10 +12,9 @@ from problems import COMPOSITIONS, EVERY, OPTIONS, different, everything, net, t
 from torch import nn
 
 import untuned
-from untuned.core.declare import hyper
-from untuned.core.parts import StepSize
 from untuned.directions import TAM, Adam, Gradient, Momentum
 from untuned.iterates import Mechanic, Plain, ScheduleFree
+from untuned.parts import StepSize, hyper
 from untuned.step_sizes import DAdaptation, Fixed, MoMo, Prodigy
 
 

@@ -220,7 +220,7 @@ def checkpoints() -> dict[str, tuple[str, dict[str, Any]]]:
     found = {}
     for name in EVERY:
         _, optimizer = begun(name)
-        found[name] = optimizer.recipe, optimizer.state_dict()
+        found[name] = optimizer.recipe.method, optimizer.state_dict()
     return found
 
 
@@ -228,7 +228,7 @@ def checkpoints() -> dict[str, tuple[str, dict[str, Any]]]:
 def test_the_checkpoints_of_all_other_methods_are_refused(name: str, checkpoints: dict[str, Any]) -> None:
     model, optimizer = begun(name)
     loads = {
-        by: (saved, re.escape(f"another method saved this checkpoint, {recipe}, not {optimizer.recipe}. Load it into"))
+        by: (saved, re.escape(f"another method saved this checkpoint, {recipe}, not {optimizer.recipe.method}. Load it into"))
         for by, (recipe, saved) in checkpoints.items()
         if recipe != optimizer.recipe
     }

@@ -9,12 +9,10 @@ from problems import net
 from torch import nn
 
 import untuned
-from untuned.core.declare import hyper, number, slot
-from untuned.core.parts import Direction, StepSize
-from untuned.core.place import Place, dot
-from untuned.core.plan import plan, read_by_model_decisions
 from untuned.directions import Adam, Gradient
 from untuned.iterates import Mechanic, Plain, ScheduleFree
+from untuned.parts import Direction, Place, StepSize, dot, hyper, number, slot
+from untuned.recipe.plan import plan, read_by_model_decisions
 from untuned.step_sizes import Fixed, MoMo, Prodigy
 from untuned.weight_decay import Decoupled
 
@@ -35,7 +33,7 @@ def test_docstrings_tell_sweeps_and_slots(name: str) -> None:
     needed = {"samples": 3} if name in ("taps", "motaps") else {}
     optimizer = untuned.create(net(), name, **needed)
     document = type(optimizer).__doc__ or ""
-    sweeps = [verbs for verbs, _ in plan(optimizer.parts) if verbs]
+    sweeps = [verbs for verbs, _ in plan([optimizer.parts]) if verbs]
     assert int(re.search(r"Sweeps:\s+(\d)", document).group(1)) == len(sweeps)
     slots = [slot for part in optimizer.parts.values() for slot in part.slots()]
     assert int(re.search(r"Slots:\s+(\d)", document).group(1)) == len(slots)
@@ -43,7 +41,7 @@ def test_docstrings_tell_sweeps_and_slots(name: str) -> None:
 
 def test_the_order_of_verbs_and_decisions() -> None:
     def planned(**parts: Any) -> list[Any]:
-        return plan(untuned.compose([weight()], **parts).parts)
+        return plan([untuned.compose([weight()], **parts).parts])
 
     accumulate, move = ("direction", "accumulate"), ("iterate", "move")
     measures = [("step_size", "measure"), ("iterate", "measure")]

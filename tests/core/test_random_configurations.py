@@ -23,8 +23,8 @@ from torch import nn
 
 import untuned
 from untuned import directions, iterates, registry, step_sizes, weight_decay
-from untuned.core import capabilities
-from untuned.core.engine import EngineOptions
+from untuned.optimizer.options import EngineOptions
+from untuned.parts import fit as capabilities
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*hardly decays")  # dual averaging without momentum, once in a while
 

@@ -8,7 +8,7 @@ import torch
 from problems import OPTIONS
 
 import untuned
-from untuned.core import rounding
+from untuned.memory import rounding
 
 
 def test_the_hash_is_that_of_its_definition() -> None:

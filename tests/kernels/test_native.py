@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import untuned
-from untuned.core.declare import hyper, number
-from untuned.core.parts import StepSize
 from untuned.directions import TAM, AdaGrad, Adam, Gradient, Momentum, RMSProp
 from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.kernels import native
-from untuned.kernels.program import TraceFrame, trace
+from untuned.parts import StepSize, hyper, number
+from untuned.recipe.trace import TraceFrame, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
 from untuned.weight_decay import Coupled, Decoupled, Proximal
 
@@ -120,8 +119,8 @@ def test_float32_kernel_equals_reference(name: str) -> None:
     reference, _ = run(name, torch.float32, 3, execution="reference")
     assert difference(ours, reference) < 1e-6
     assert difference(ours, [p.detach() for p in start(torch.float32)]) > 1e-5  # something moved
-    assert len(optimizer._tensors.batches) == 1
-    assert optimizer._tensors.rest == [(1, 2)]  # only the empty tensor went the reference way
+    assert len(optimizer._launch.batches) == 1
+    assert optimizer._launch.rest == [(1, 2)]  # only the empty tensor went the reference way
 
 
 @pytest.mark.parametrize(
@@ -187,8 +186,8 @@ def test_what_kernels_cannot_take_goes_the_reference_way_in_the_same_step() -> N
         results.append([p.detach() for p in params])
         if execution == "native":
             assert "native execution, 3 tensors by the reference" in repr(optimizer)
-            assert len(optimizer._tensors.rest) == 3
-            assert len(optimizer._tensors.batches) == 1
+            assert len(optimizer._launch.rest) == 3
+            assert len(optimizer._launch.batches) == 1
     assert difference(*results) < 1e-6
 
 
@@ -202,11 +201,11 @@ def test_nothing_is_compiled_again_when_values_change(monkeypatch: pytest.Monkey
 
     step(1.0)
     monkeypatch.setattr(native, "compile_source", lambda source: pytest.fail("compiled again"))
-    calls = [call for batch in optimizer._tensors.batches for call in batch.calls.values() if call]
+    calls = [call for batch in optimizer._launch.batches for call in batch.calls.values() if call]
     for i in range(1, 20):
         optimizer.param_groups[0].update(lr=0.1 / (i + 1), weight_decay=0.01 * i, eps=1e-8 * (i + 1))
         step(float(i))
-    assert [call for batch in optimizer._tensors.batches for call in batch.calls.values() if call] == calls
+    assert [call for batch in optimizer._launch.batches for call in batch.calls.values() if call] == calls
     assert [len(call.function.signatures) for call in calls] == [1, 1, 1]
 
 
@@ -259,7 +258,7 @@ def test_slots_replaced_by_the_user_are_found_again() -> None:
     optimizer.step()
     optimizer.state[p]["exp_avg"] = torch.full((3,), 100.0)
     twin = copy.deepcopy(optimizer)
-    twin.execution = "reference"
+    twin._launch.execution = "reference"
     twin._prepare()
     q = twin.param_groups[0]["params"][0]
     q.grad = torch.ones(3)
@@ -315,8 +314,8 @@ def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
 
 
 def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("untuned.kernels.sweep.native_available", False)
-    monkeypatch.setattr("untuned.core.engine.native_available", False)
+    monkeypatch.setattr("untuned.run.launch.native_available", False)
+    monkeypatch.setattr("untuned.optimizer.optimizer.native_available", False)
     p = torch.nn.Parameter(torch.ones(3))
     assert "reference execution" in repr(untuned.AdamW([p]))
     with pytest.raises(ValueError, match=r"needs numba: pip install 'untuned\[kernels\]'"):

@@ -7,12 +7,10 @@ import torch
 from test_native import difference, run
 
 import untuned
-from untuned.core.declare import choice, number
-from untuned.core.parts import Direction
-from untuned.core.place import cbrt, dot, maximum, minimum, sqrt
 from untuned.directions import SNGM, TAM, AdaTAM
 from untuned.iterates import ScheduleFree
 from untuned.kernels import native
+from untuned.parts import Direction, cbrt, choice, dot, maximum, minimum, number, sqrt
 from untuned.step_sizes import Fixed
 
 pytest.importorskip("numba")
@@ -29,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def launches(optimizer: untuned.Optimizer) -> list[int]:
     """Kernels of each batch, without the guard's."""
-    return [sum(call is not None for call in batch.calls.values()) - 1 for batch in optimizer._tensors.batches]
+    return [sum(call is not None for call in batch.calls.values()) - 1 for batch in optimizer._launch.batches]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -76,7 +74,7 @@ def test_tensors_are_dealt_out_so_that_threads_have_equally_much_to_do() -> None
         optimizer.step()
     finally:
         torch.set_num_threads(1)
-    [call] = [call for call in optimizer._tensors.batches[0].calls.values() if call and call.moves]
+    [call] = [call for call in optimizer._launch.batches[0].calls.values() if call and call.moves]
     sizes = [int(call.length[first:end].sum()) for first, end in call.pieces]
     assert sorted(sizes) == [1000 * (i + 1) for i in range(9)]
     assert abs(sum(sizes[:5]) - sum(sizes[5:])) <= 5000  # in the order of the parameters it would be 15,000

@@ -22,12 +22,11 @@ import triton.language as tl  # noqa: E402
 from test_native import ALL, build, difference  # noqa: E402
 
 import untuned  # noqa: E402
-from untuned.core.declare import hyper  # noqa: E402
-from untuned.core.parts import StepSize  # noqa: E402
 from untuned.directions import Gradient  # noqa: E402
-from untuned.kernels import sweep as sweeps  # noqa: E402
 from untuned.kernels import triton as kernels  # noqa: E402
 from untuned.kernels.triton import BLOCK, add_chunks, power  # noqa: E402
+from untuned.parts import StepSize, hyper
+from untuned.run import launch as sweeps  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
@@ -95,7 +94,7 @@ def run(
 
 
 def calls(optimizer: untuned.Optimizer) -> list[kernels.Call]:
-    found = [call for batch in optimizer._tensors.batches for call in batch.calls.values() if call]
+    found = [call for batch in optimizer._launch.batches for call in batch.calls.values() if call]
     assert all(isinstance(call, kernels.Call) for call in found)
     return found
 
@@ -106,7 +105,7 @@ def test_float32_kernel_equals_reference(name: str) -> None:
     reference, _ = run(name, torch.float32, 3, "reference")
     assert difference(ours, reference) < 1e-6
     assert difference(ours, [p.detach() for p in start(torch.float32)]) > 1e-5  # something moved
-    assert len(optimizer._tensors.rest) == 1  # only the empty tensor went the reference way
+    assert len(optimizer._launch.rest) == 1  # only the empty tensor went the reference way
     assert len(calls(optimizer)) >= 2
 
 
@@ -278,7 +277,7 @@ def test_sums_of_tensors_that_rest_are_zero() -> None:
     optimizer.step()
     torch.use_deterministic_algorithms(True)  # fills memory that is not written with NaN
     try:
-        [batch] = optimizer._tensors.batches
+        [batch] = optimizer._launch.batches
         found = [call for call in batch.calls.values() if call and call.writer.count > 1]
         [sums] = [call.run(optimizer, batch, {0: torch.zeros(())}) for call in found]
     finally:
@@ -337,7 +336,7 @@ def test_tensors_at_odd_addresses_and_strange_strides() -> None:
             optimizer.step(loss=sum(p.detach().double().square().sum() for p in params))
         results.append([p.detach() for p in params])
         if execution == "native":
-            assert len(optimizer._tensors.rest) == 2
+            assert len(optimizer._launch.rest) == 2
     assert difference(*results) < 1e-6
 
 
@@ -365,7 +364,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import untuned
 from untuned.kernels.cache import compile_source
-from untuned.kernels.program import TraceFrame, trace
+from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.kernels.triton import TritonWriter
 
 optimizer = untuned.Prodigy([torch.nn.Parameter(torch.ones(3))])

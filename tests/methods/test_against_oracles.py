@@ -240,7 +240,7 @@ def run_ours(name, setting, execution):
             row["alignment"] = [first["cosine"].item()]
         elif "cosine" in optimizer.state[params[0]]:
             row["alignment"] = [optimizer.state[p]["cosine"].item() for p in params]
-        if optimizer.has_modes:
+        if optimizer.recipe.has_modes:
             with optimizer.averaged_parameters():
                 row["averaged"] = [p.detach().clone().numpy() for p in params]
         numbers.append(row)

@@ -64,7 +64,7 @@ def test_a_scope_is_as_many_optimizers(name, scope, execution):
     one, other = tensors(), tensors()
     parts = [one[:2], one[2:]] if scope == "group" else [[p] for p in one]
     together = SCOPED[name]([{"params": part} for part in parts] if scope == "group" else one, scope)
-    together.execution = execution
+    together._launch.execution = execution
     together._prepare()
     apart = [
         SCOPED[name](part, "model") for part in ([other[:2], other[2:]] if scope == "group" else [[p] for p in other])

@@ -12,7 +12,7 @@ import torch
 
 import untuned
 from untuned import iterates, step_sizes
-from untuned.core.parts import Iterate, StepSize
+from untuned.parts import Iterate, StepSize
 
 STEPS, FRACTION = 20, 0.2
 WAVE = 0.6 + 0.4 * np.sin(np.arange(STEPS))

@@ -12,9 +12,21 @@ import torch
 
 import untuned
 from untuned import directions, iterates, step_sizes
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import Iterate, StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, sqrt, where
+from untuned.parts import (
+    Iterate,
+    Place,
+    StepSize,
+    choice,
+    dot,
+    each,
+    hyper,
+    maximum,
+    minimum,
+    number,
+    slot,
+    sqrt,
+    where,
+)
 from untuned.weight_decay import Coupled, Decoupled, Proximal
 
 SIZES = (5, 7, 20_000, 3, 4, 1)  # the third is worth several blocks and chunks

@@ -262,7 +262,7 @@ def test_run_goes_on(package, name, options, shape, second):
     assert difference < TOLERANCE
     if "d" in reference.param_groups[0] and "layer_scale" not in (second or {}):
         assert optimizer.metrics()["d"] == pytest.approx(float(reference.param_groups[0]["d"]), rel=TOLERANCE)
-    if optimizer.has_modes:
+    if optimizer.recipe.has_modes:
         optimizer.eval()
         reference.eval()
         assert all(torch.allclose(p, q, rtol=0, atol=TOLERANCE) for p, q in zip(ours, theirs, strict=True))

@@ -190,7 +190,7 @@ def test_steps_are_those_of_the_package(name, options, horizon, tolerance):
     assert np.abs(points - expected).max() <= tolerance * way
     if "d" in reference.param_groups[0]:
         assert optimizer.metrics()["d"] == pytest.approx(reference.param_groups[0]["d"], rel=tolerance)
-    if optimizer.has_modes:
+    if optimizer.recipe.has_modes:
         optimizer.eval()
         reference.eval()
         assert np.abs(vector(ours) - vector(theirs)).max() <= tolerance * way

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, slot
-from untuned.core.parts import Direction
-from untuned.core.place import Place, cbrt, maximum, ratio, sqrt, where
+from untuned.parts import Direction, Place, cbrt, hyper, maximum, ratio, slot, sqrt, where
 
 
 class AdaGrad(Direction):

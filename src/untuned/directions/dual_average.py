@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, slot
-from untuned.core.parts import Direction
-from untuned.core.place import Place, cbrt, ratio, sqrt
+from untuned.parts import Direction, Place, cbrt, hyper, ratio, slot, sqrt
 
 _GIVES = frozenset({"average", "weighted", "sum"})
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.parts import Direction
-from untuned.core.place import Place
+from untuned.parts import Direction, Place
 
 
 class Gradient(Direction):

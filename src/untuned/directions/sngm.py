@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import Direction
-from untuned.core.place import Place, dot, ratio, sqrt
+from untuned.parts import Direction, Place, choice, dot, hyper, number, ratio, slot, sqrt
 
 
 class SNGM(Direction):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import Direction
-from untuned.core.place import Place, dot, sqrt, where
+from untuned.parts import Direction, Place, choice, dot, hyper, number, slot, sqrt, where
 
 _PER_TENSOR = "TAM damps each tensor differently; scope='model' gives one damping for the whole model"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from untuned.core.engine import Optimizer
+from untuned.optimizer.optimizer import Optimizer
 
 
 class StepLoss:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.distributed.algorithms.join import Joinable, JoinHook
 
-from untuned.core import state, totals
-from untuned.core.engine import Optimizer
+from untuned.memory.slots import numbers_of_model
+from untuned.optimizer.optimizer import Optimizer
+from untuned.run import reduce
 
 
 class Joining(Joinable):
@@ -26,7 +27,7 @@ class Joining(Joinable):
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__()
-        samples = any("sample_ids" in part.needs for part in optimizer.parts.values())
+        samples = optimizer.recipe.samples is not None
         if samples or optimizer.shard_group is not None:
             what = "the numbers of their samples" if samples else "sums over parameters (shard_group)"
             raise ValueError(
@@ -44,7 +45,7 @@ class Joining(Joinable):
 
     @property
     def join_process_group(self) -> Any:
-        return totals.process_group(self.optimizer.loss_group or "world")
+        return reduce.process_group(self.optimizer.loss_group or "world")
 
 
 class _WithoutBatch(JoinHook):
@@ -54,7 +55,8 @@ class _WithoutBatch(JoinHook):
     def main_hook(self) -> None:
         """A rank without a batch takes part in what the others add up in a step."""
         opt = self.optimizer
-        if opt.driven:
+        if opt.recipe.driven:
             opt.call_roll(ready=True)
             nothing = torch.zeros((), dtype=torch.float64, device=opt.device)
-            totals.mean_over_ranks(nothing, state.numbers_of_model(opt), opt.loss_group, share=0.0)
+            numbers = numbers_of_model(opt.recipe, opt.param_groups)
+            reduce.mean_over_ranks(nothing, numbers, opt.loss_group, share=0.0)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from untuned.core.engine import Optimizer
+from untuned.optimizer.optimizer import Optimizer
 
 
 class OptimizerCallback(Callback):

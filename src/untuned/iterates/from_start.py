@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, slot
-from untuned.core.parts import Iterate
-from untuned.core.place import Place
+from untuned.parts import Iterate, Place, hyper, slot
 
 
 def forgotten_decay(name: str, group: dict[str, Any], decay: frozenset[str]) -> str | None:
@@ -30,7 +28,7 @@ class FromStart(Iterate):
     """
 
     momentum: float = hyper(default=0.0, within="[0, 1)")
-    gives: ClassVar[frozenset[str]] = frozenset({"owns_p", "from_start"})
+    gives: ClassVar[frozenset[str]] = frozenset({"from_start", "additive"})
     needs: ClassVar[frozenset[str]] = frozenset({"sum"})
     x0 = slot("x0", start="start")
 

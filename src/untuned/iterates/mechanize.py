@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import Iterate
-from untuned.core.place import Place, dot, maximum, minimum, sqrt
+from untuned.parts import Iterate, Place, choice, dot, hyper, maximum, minimum, number, slot, sqrt
 
 _EPS = 1e-8
 
@@ -29,7 +27,7 @@ class Mechanize(Iterate):
     s_init: float = hyper(default=1e-6, within="(0, inf)")
     decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
     scope: str = choice(default="model", others=("group", "tensor"))
-    gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
+    gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
     wants_size: ClassVar[bool] = True
     reads_displacement: ClassVar[bool] = True
     D = slot("delta", total=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from untuned.core.declare import hyper, slot
-from untuned.core.parts import Iterate
-from untuned.core.place import Place
+from typing import ClassVar
+
+from untuned.parts import Iterate, Place, hyper, slot
 
 
 class PrimalAverage(Iterate):
@@ -17,6 +17,7 @@ class PrimalAverage(Iterate):
     coupled. Slots: 1.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
     momentum: float = hyper(default=0.9, within="[0, 1)")
     z = slot("z", start="start")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number, slot
-from untuned.core.parts import Iterate
-from untuned.core.place import Place, dot, each, ratio, sqrt, where
+from untuned.parts import Iterate, Place, dot, each, hyper, number, ratio, slot, sqrt, where
 
 
 class ResettingGD(Iterate):
@@ -21,7 +19,7 @@ class ResettingGD(Iterate):
 
     d0: float = hyper(default=1e-6, within="(0, inf)")
     G: float = hyper(default=0.0, within="[0, inf)")
-    gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
+    gives: ClassVar[frozenset[str]] = frozenset({"additive"})
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
     wants_size: ClassVar[bool] = True
     reads_displacement: ClassVar[bool] = True

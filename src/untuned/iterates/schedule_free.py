@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from untuned.core.declare import hyper, number, slot
-from untuned.core.parts import Iterate
-from untuned.core.place import Place, maximum, where
+from untuned.parts import Iterate, Place, hyper, maximum, number, slot, where
 
 
 class ScheduleFree(Iterate):
@@ -25,7 +23,7 @@ class ScheduleFree(Iterate):
     beta: float = hyper(default=0.9, within="(0, 1)")
     r: float = hyper(default=0.0, within="[0, inf)")
     weight_lr_power: float = hyper(default=2.0, within="[0, inf)")
-    gives: ClassVar[frozenset[str]] = frozenset({"modes"})
+    gives: ClassVar[frozenset[str]] = frozenset({"modes", "additive", "plain_step"})
     scope = "tensor"
     z = slot("z", start="start")
     largest = number(0.0, key="lr_max")

@@ -1,1 +1,1 @@
-"""How a sweep runs: on tensors, one at a time (reference), or as one compiled call for all of them (native)."""
+"""How programs become machine code, on a CPU by Numba and on a GPU by Triton."""

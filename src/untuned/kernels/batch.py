@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch._C._dynamo.guards import TensorGuards  # all that torch.compile checks of its inputs, in one call
 
-from untuned.core.buckets import Bucket, in_one_block, local
-from untuned.kernels.program import Column
-
-if TYPE_CHECKING:
-    from untuned.core.engine import Optimizer
+from untuned.memory.buckets import Bucket, in_one_block, local, row_count
+from untuned.memory.now import Now
+from untuned.recipe.symbols import Column
 
 Dtypes = tuple[tuple[str, torch.dtype], ...]  # of every stream: p, g and slots by their keys
 Where = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
@@ -20,23 +18,33 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elem
 
 
 class Batch:
-    """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step."""
+    """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step.
 
-    def __init__(self, kernels: Any, one_pass: bool, dtypes: Dtypes, where: Where) -> None:
-        self.dtypes, self.kernels, self.one_pass = dict(dtypes), kernels, one_pass
+    `by_rows`: kernels take each row of a tensor for a tensor of its own, so that scalars and reductions are of rows.
+    """
+
+    def __init__(
+        self, kernels: Any, label: Any, one_pass: bool, by_rows: bool, dtypes: Dtypes, where: Where, captured: list[Any]
+    ) -> None:
+        self.dtypes, self.kernels, self.label, self.one_pass = dict(dtypes), kernels, label, one_pass
+        self.captured = captured
         self.params = [bucket.params[j] for _, bucket, j in where]
-        states = [bucket.states[j] for _, bucket, j in where]
-        self.slots = {key: list(map(itemgetter(key), states)) for key in self.dtypes if key not in "pg"}
-        self.sizes = [local(p).numel() for p in self.params]
+        self.tensors = [(i, j) for i, _, j in where]
+        held = [bucket.held(j) for _, bucket, j in where]
+        self.slots = {key: [one[key] for one in held] for key in self.dtypes if key not in "pg"}
+        self.counts = [row_count(local(p)) if by_rows else 1 for p in self.params]
+        self.sizes = [local(p).numel() // n for p, n in zip(self.params, self.counts, strict=True) for _ in range(n)]
         self.device, self.sharded = self.params[0].device, any(local(p) is not p for p in self.params)
-        self.calls: dict[Any, Any] = {}  # a kernel call, or None, for every sweep and what is 0 in it
+        self.calls: dict[Any, Any] = {}  # a kernel call, or None, for every stage and what is 0 in it
         self.buckets = {number: bucket for number, bucket, _ in where}
-        self.spans: list[tuple[int, Any, slice]] = []  # a bucket, tensors in it, and their rows here
+        self.spans: list[tuple[int, Any, slice]] = []  # a bucket, its reductions that are here, and their rows here
+        ends = np.cumsum([0, *self.counts])
         for number, bucket in self.buckets.items():
             rows = [row for row, (n, _, _) in enumerate(where) if n == number]
-            index = torch.tensor([where[row][2] for row in rows], device=self.device)
-            members = slice(None) if len(rows) == len(bucket.params) else index
-            self.spans.append((number, members, slice(rows[0], rows[-1] + 1)))
+            firsts = np.cumsum([0, *(row_count(local(p)) if by_rows else 1 for p in bucket.params)])
+            index = np.concatenate([np.arange(firsts[where[row][2]], firsts[where[row][2] + 1]) for row in rows])
+            members = slice(None) if len(rows) == len(bucket.params) else torch.from_numpy(index).to(self.device)
+            self.spans.append((number, members, slice(int(ends[rows[0]]), int(ends[rows[-1] + 1]))))
         self.kinds, self.addresses = None, list[list[int]]()
         self.pointers: Any = None  # as the kernels take them, made of [streams and size, tensors]
 
@@ -47,9 +55,8 @@ class Batch:
         times as fast as a loop, which counts in a step on thousands of small tensors.
         """
         grads: list[torch.Tensor] = []
-        for number, members, _ in self.spans:
-            here = self.buckets[number].grads
-            grads += here if isinstance(members, slice) else [here[j] for j in members.tolist()]
+        for i, j in self.tensors:
+            grads.append(self.buckets[i].grads[j])
         streams = {"p": self.params, "g": grads, **self.slots}
         if self.sharded:
             streams = {key: list(map(local, tensors)) for key, tensors in streams.items()}
@@ -64,35 +71,66 @@ class Batch:
                 moved = zip(streams[key], streams["p"], strict=True) if key not in "pg" and now != then else ()
                 if any((t.dtype, *_layout(t)) != (self.dtypes[key], *_layout(p)) for t, p in moved):
                     return False
-            self.addresses, self.pointers = addresses, self.kernels.pointers([*addresses, self.sizes])
+            self.addresses, table = addresses, [np.array(row, dtype=np.int64) for row in addresses]
+            if len(self.sizes) > len(self.params):
+                table = [self._of_rows(row, key) for row, key in zip(table, self.dtypes, strict=True)]
+            self.pointers = self.kernels.pointers(np.array([*table, self.sizes], dtype=np.int64))
         return True
+
+    def _of_rows(self, addresses: Any, key: str) -> Any:
+        """The addresses of all rows from those of the tensors."""
+        first = np.repeat(np.cumsum([0, *self.counts])[:-1], self.counts)
+        place = np.arange(len(self.sizes)) - first
+        return np.repeat(addresses, self.counts) + place * np.array(self.sizes) * self.dtypes[key].itemsize
 
 
 def _layout(t: torch.Tensor) -> tuple[Any, ...]:
     return t.device, t.shape, t.stride()
 
 
-def accepted(opt: Optimizer, p: torch.Tensor, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:
+def accepted(bucket: Bucket, j: int, keys: list[str], types: dict[torch.dtype, str]) -> Dtypes | None:
     """The dtypes of the streams if a kernel can take this tensor: in one block of memory each, in equal order."""
+    p = bucket.params[j]
     x = local(p)
-    held = {"p": p, "g": p.grad, **opt.state[p]}
+    held = {"p": p, "g": p.grad, **bucket.held(j)}
     streams = [(key, local(held[key])) for key in keys]
     known = all(type(t) in _PLAIN and t.dtype in types and not t.is_neg() for _, t in streams)
     taken = x.numel() and known and in_one_block(x, (t for _, t in streams))
     return tuple((key, t.dtype) for key, t in streams) if taken else None
 
 
-PER_TENSOR = {"t", "rho", "each", "each_before", "noise"}  # kinds of columns with a value for each tensor of a bucket
+PER_TENSOR = {"t", "rho", "each", "each_before", "row", "row_before", "noise"}  # kinds with a value for each tensor
 
 
-def scalar(opt: Optimizer, bucket: Bucket, column: Column) -> Any:
-    """What a column of the table of scalars holds for a bucket: a number, a 0-dim tensor or a vector."""
+def scalar(now: Now, bucket: Bucket, column: Column) -> Any:
+    """What a column of the table of scalars holds for a bucket: a number, a 0-dim tensor or a vector, of rows if the
+    recipe has numbers of rows."""
     kind, key, position = column
-    if kind in ("top", "clip", "t", "noise"):
-        return getattr(opt if kind in ("top", "clip") else bucket, kind)
+    if kind in PER_TENSOR:
+        return _of_each(now, bucket, kind, key)
+    if kind in ("top", "clip"):
+        return getattr(now, kind)
+    if kind == "signal":
+        return now.signals[key]
     if kind == "before":
-        return opt.before[id(bucket.group["params"])][key]
-    if kind in ("each", "rho", "each_before"):
-        return (bucket.before if kind == "each_before" else bucket.numbers)[key]
+        return now.before[id(bucket.group["params"])][key]
     value = bucket.group["steps" if kind == "k" else key]
     return value if position is None else value[position]
+
+
+def _of_each(now: Now, bucket: Bucket, kind: str, key: str) -> torch.Tensor:
+    if kind in ("t", "noise"):
+        value = getattr(bucket, kind)
+    else:
+        value = bucket.before[key] if kind.endswith("before") else bucket.number(key)
+    if not now.recipe.by_rows or kind.startswith("row"):
+        return value
+    counts = [row_count(local(p)) for p in bucket.params]
+    spread = value.repeat_interleave(torch.tensor(counts, device=value.device))
+    if kind != "noise":
+        return spread
+    lengths = torch.tensor(
+        [local(p).numel() // n for p, n in zip(bucket.params, counts, strict=True) for _ in range(n)]
+    )
+    place = torch.cat([torch.arange(n) for n in counts]) * lengths  # of a row's first element in the tensor
+    return (spread + place.to(spread.device)) & 0xFFFFFFFF

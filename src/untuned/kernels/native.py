@@ -6,19 +6,17 @@ Chunks of a tensor are summed apart and added in a fixed order, so the result do
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from untuned.core.rounding import shift
 from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
-from untuned.kernels.program import Column, Program, Symbol
 from untuned.kernels.writer import Writer
-
-if TYPE_CHECKING:
-    from untuned.core.engine import Optimizer
+from untuned.memory.now import Now
+from untuned.memory.rounding import shift
+from untuned.recipe.symbols import Column, Program, Symbol
 
 Then = tuple[Program, dict[Column, Symbol], bool]
 _ONE_AT_A_TIME = threading.Lock()
@@ -26,7 +24,7 @@ CHUNK = 2**17  # elements: few enough beginnings, and enough chunks to share out
 ONE_PASS = 2**22  # elements of a tensor: above it the second program finds nothing in the cache
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}"}
+_TEMPLATES = {"where": "{1} if {0} else {2}", "neg": "-{0}", **{f: f"np.{f}({{0}})" for f in ("exp", "log", "tanh")}}
 for _name, _sign in (("min", "<"), ("max", ">")):  # of NaN and a number NaN, as in torch
     _TEMPLATES[_name] = f"{{0}} if ({{0}} {_sign} {{1}}) | ({{0}} != {{0}}) else {{1}}"
 
@@ -67,7 +65,10 @@ class NumbaWriter(Writer):
     def __init__(self, program: Program, dtypes: dict[str, str], columns: list[Column], name: str = "chunk") -> None:
         super().__init__(program, dtypes, columns)
         head = self.head + [f"{total} = T(0)" for total in self.totals.values()]
-        body = self.loads + self.body + [f"{total} += {summand}" for summand, total in self.totals.items()]
+        body = self.loads + self.body
+        for (summand, kind), total in self.totals.items():
+            largest = _TEMPLATES["max"].format(total, summand)
+            body.append(f"{total} += {summand}" if kind == "sum" else f"{total} = {largest}")
         for key, value in self.stores.items():
             bits = f"bits_of(np.float32({value}))"
             stored = value if dtypes[key] != "bfloat16" else f"b{value}" if f"b{value} = {bits}" in body else bits
@@ -92,7 +93,7 @@ class NumbaWriter(Writer):
         if q.op == "row":
             return f"table[t, {self.column(args[0])}]"
         if q.op == "sum":
-            return f"partial[:, {args[0]}].sum()"
+            return f"partial[:, {args[0]}].{q.args[1]}()"
         if q.op == "const":
             return f"np.float64({args[0]!r})".replace("inf", "np.inf").replace("nan", "np.nan")
         if q.op == "round":
@@ -105,8 +106,8 @@ class NumbaWriter(Writer):
         return _TEMPLATES.get(q.op, usual).format(*args)
 
 
-def pointers(rows: list[list[int]]) -> np.ndarray:
-    return np.array(rows, dtype=np.uint64)
+def pointers(table: np.ndarray) -> np.ndarray:
+    return table.astype(np.uint64)
 
 
 def numbers_of(t: torch.Tensor) -> np.ndarray:
@@ -152,7 +153,7 @@ class Call:
         if then:
             second = NumbaWriter(then[0], types, self.columns, "chunk_then")
             read = {column: value for column, value in then[1].items() if column in self.columns}
-            decision = NumbaWriter(Program({}, [], {}), types, self.columns).decision(read, then[2])
+            decision = NumbaWriter(Program({}, {}), types, self.columns).decision(read, then[2])
             source, functions, stores = source + _THEN, functions + second.source + decision, stores | {*second.stores}
             dealt = np.argsort(batch.sizes)  # each thread takes one stretch of the pieces: they are to be of equal size
             order = np.concatenate([dealt[i :: self.threads] for i in range(self.threads)])
@@ -160,9 +161,10 @@ class Call:
         source = source.format(arithmetic=writer.arithmetic, parallel=self.threads > 1, functions=functions)
         self.function, self.moves = compile_source(source), "p" in stores
         self.table = np.empty((len(batch.sizes), len(self.columns) + 1))
-        self.partial = np.empty((len(chunks), max(1, len(program.sums))))
+        self.largest = [j for j, one in enumerate(program.reductions) if one.kind == "max"]
+        self.partial = np.empty((len(chunks), max(1, len(program.reductions))))
 
-    def run(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def run(self, now: Now, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
         if all(flag is not None and not numbers_of(flag) for flag in flags.values()):
             return torch.zeros((len(self.first), self.partial.shape[1]), dtype=torch.float64)
@@ -170,7 +172,7 @@ class Call:
             bucket, flag = batch.buckets[number], flags[number]
             self.table[rows, 0] = True if flag is None else numbers_of(flag)
             for column, name in enumerate(self.columns, start=1):
-                value = scalar(opt, bucket, name)
+                value = scalar(now, bucket, name)
                 value = numbers_of(value) if isinstance(value, torch.Tensor) else value
                 self.table[rows, column] = value[index] if name[0] in PER_TENSOR else value
         self.partial.fill(0.0)
@@ -178,4 +180,7 @@ class Call:
         _run(self.function, arguments, self.threads)
         if self.moves:
             torch.autograd.graph.increment_version(batch.params)
-        return torch.from_numpy(np.add.reduceat(self.partial, self.first, axis=0))
+        sums = np.add.reduceat(self.partial, self.first, axis=0)
+        if self.largest:
+            sums[:, self.largest] = np.maximum.reduceat(self.partial[:, self.largest], self.first, axis=0)
+        return torch.from_numpy(sums)

@@ -59,7 +59,7 @@ def cbrt(x):
 
 @njit(inline="always")
 def bits_at_random(value, seed, shift):
-    """A float32 as bfloat16 bits, rounded up or down by the hash of a uint32; see untuned.core.rounding."""
+    """A float32 as bfloat16 bits, rounded up or down by the hash of a uint32; see untuned.memory.rounding."""
     x = np.uint32(seed)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
     x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from untuned.core.rounding import shift
 from untuned.kernels.batch import PER_TENSOR, Batch, scalar
 from untuned.kernels.cache import compile_source
-from untuned.kernels.program import Program, Symbol
 from untuned.kernels.writer import Writer
-
-if TYPE_CHECKING:
-    from untuned.core.engine import Optimizer
+from untuned.memory.now import Now
+from untuned.memory.rounding import shift
+from untuned.recipe.symbols import Program, Symbol
 
 BLOCK = 1024  # elements at a time: a thread of four warps has 16 or 32 bytes of every stream in flight
 CHUNK = 8192  # elements of one program, which computes its scalars once
@@ -34,13 +32,14 @@ FUSED = {"enable_fp_fusion": True}  # in words, since Triton is about to change 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _TEMPLATES = {"where": "tl.where({0}, {1}, {2})", "sqrt": "tl.sqrt({0})", "abs": "tl.abs({0})", "neg": "-{0}"}
 _TEMPLATES |= {"cbrt": "power({0}, 1 / 3)", "**": "power({0}, {1})"}
+_TEMPLATES |= {"exp": "tl.exp({0})", "log": "tl.log({0})", "tanh": "tanh({0})"}
 for _name, _sign in (("min", "<"), ("max", ">")):  # of NaN and a number NaN, as in torch
     _TEMPLATES[_name] = f"tl.where(({{0}} {_sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
 
 _SOURCE = """\
 import triton
 import triton.language as tl
-from untuned.kernels.triton import at_random, power
+from untuned.kernels.triton import at_random, largest, power, tanh
 
 
 @triton.jit
@@ -75,8 +74,16 @@ def power(x, y):
 
 
 @triton.jit
+def tanh(x):
+    e = tl.exp(-2 * tl.abs(x))  # a polynomial near 0, where 1 - e would cancel
+    near = tl.abs(x) * (1 - x * x / 3 * (1 - 0.4 * x * x * (1 - 17 / 42 * x * x)))
+    size = tl.where(tl.abs(x) < 0.04, near, (1 - e) / (1 + e))
+    return tl.where(x < 0.0, -size, size)
+
+
+@triton.jit
 def at_random(value, seed, SHIFT: tl.constexpr):
-    """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see untuned.core.rounding."""
+    """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see untuned.memory.rounding."""
     x = (seed ^ (seed >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     bits = (value.to(tl.uint32, bitcast=True) + (((x ^ (x >> 16)) >> SHIFT) & 0xFFFF)) & 0xFFFF0000
@@ -84,18 +91,27 @@ def at_random(value, seed, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def add_chunks(partial, first, sums, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    """sums[t, j] = the sum of partial[c, j] over the chunks c of tensor t."""
+def largest(x):
+    """The maximum of a vector; NaN if one of its elements is."""
+    return tl.max(x) + tl.sum(tl.where(x != x, x, 0.0))
+
+
+@triton.jit
+def add_chunks(partial, first, sums, COUNT: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr):
+    """sums[t, j] = the sum of partial[c, j] over the chunks c of tensor t; the maximum where bit j of LARGEST is set."""
     t = tl.program_id(0)
     j = tl.program_id(1)
     total = tl.full((WIDTH,), 0.0, tl.float64)
+    most = tl.full((WIDTH,), 0.0, tl.float64)
     c = tl.load(first + t)
     end = tl.load(first + t + 1)
     while c < end:
         i = c + tl.arange(0, WIDTH)
-        total += tl.load(partial + i * COUNT + j, mask=i < end, other=0.0)
+        here = tl.load(partial + i * COUNT + j, mask=i < end, other=0.0)
+        total += here
+        most = tl.where((here > most) | (here != here), here, most)
         c += WIDTH
-    tl.store(sums + t * COUNT + j, tl.sum(total))
+    tl.store(sums + t * COUNT + j, tl.where((LARGEST >> j) & 1 == 1, largest(most), tl.sum(total)))
 
 
 class TritonWriter(Writer):
@@ -105,13 +121,18 @@ class TritonWriter(Writer):
     seed = "seed = tl.load(scalars + {0}).to(tl.int64).to(tl.uint32)"
     cast = "{0}.to(tl.{1})"
     total = "tl.sum({0}).to(tl.float64)"
+    largest = "largest({0}).to(tl.float64)"
 
     def __init__(self, program: Program, dtypes: dict[str, str]) -> None:
         super().__init__(program, dtypes, [])
-        self.count = len(program.sums)
+        self.count = len(program.reductions)
+        self.maxima = sum(1 << j for j, one in enumerate(program.reductions) if one.kind == "max")
         head = self.head + [f"{r} = tl.full(({BLOCK},), 0.0, tl.{self.arithmetic})" for r in self.totals.values()]
         body = self.loads + self.body
-        body += [f"{total} += {{keep}}{summand}{{drop}}" for summand, total in self.totals.items()]
+        for (summand, kind), total in self.totals.items():
+            here = f"{{keep}}{summand}{{drop}}"
+            most = f"tl.where(({here} > {total}) | ({here} != {here}), {here}, {total})"
+            body.append(f"{total} += {here}" if kind == "sum" else f"{total} = {most}")
         for k, v in self.stores.items():
             v = f"at_random({v}, seed + (begin + i).to(tl.uint32), {shift(k)})" if k in self.at_random else v
             body.append(f"tl.store({self.stream(k)} + i, {v}.to(tl.{dtypes[k]}){{mask}})")
@@ -143,9 +164,8 @@ def _indented(depth: int, lines: list[str], **values: str) -> str:
     return "\n".join("    " * depth + line.format(**values) for line in lines)
 
 
-def pointers(rows: list[list[int]]) -> tuple[bytes, int]:
+def pointers(table: np.ndarray) -> tuple[bytes, int]:
     """The table, and by how many bytes all addresses can be divided."""
-    table = np.array(rows, dtype=np.int64)
     return table.tobytes(), 1 if (table[:-1] % 16).any() else 16
 
 
@@ -177,13 +197,13 @@ class Call:
         upload = _upload if _capturing(self.device) else self.upload
         return upload(values, dtype, self.device)
 
-    def _scalars(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def _scalars(self, now: Now, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """The flag and the scalars of every tensor, [tensors, columns]."""
         kinds = ["flag", *(kind for kind, _, _ in self.writer.columns)]
         values: list[list[Any]] = []
         for number, _, _ in batch.spans:
             flag = 1.0 if flags[number] is None else flags[number]
-            values.append([flag, *(scalar(opt, batch.buckets[number], column) for column in self.writer.columns)])
+            values.append([flag, *(scalar(now, batch.buckets[number], column) for column in self.writer.columns)])
         floats = [v for vs in values for v in vs if not isinstance(v, torch.Tensor)]
         sent = iter(self._sent(np.array([*floats, 0.0]).tobytes(), torch.float64).unbind())
         rows = []
@@ -193,22 +213,24 @@ class Call:
             rows.append(torch.stack([t.expand(here.stop - here.start) for t in chosen], 1))
         return torch.cat(rows)
 
-    def run(self, opt: Optimizer, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
+    def run(self, now: Now, batch: Batch, flags: dict[int, torch.Tensor | None]) -> torch.Tensor:
         """Run the kernel; return a row of sums per tensor."""
         table, alignment = batch.pointers
         pointers = self._sent(table, torch.int64)
-        scalars = self._scalars(opt, batch, flags)
+        scalars = self._scalars(now, batch, flags)
         count = self.writer.count
         partial = scalars.new_empty((len(self.chunks), count))
-        sums = scalars.new_empty((len(batch.params), count))
+        sums = scalars.new_empty((len(batch.sizes), count))
         with torch.cuda.device_of(scalars):
             if _capturing(self.device):
-                opt._tensors.captured += (pointers, self.chunks, scalars, partial, self.first)
+                batch.captured += (pointers, self.chunks, scalars, partial, self.first)
             arguments = (pointers, len(batch.sizes), self.chunks, scalars, partial)
             self.function[(len(self.chunks),)](*arguments, ALIGNMENT=alignment, **FUSED)
             if count:
-                grid = (len(batch.params), count)
-                add_chunks[grid](partial, self.first, sums, COUNT=count, WIDTH=1024, **FUSED)  # pyright: ignore
+                grid = (len(batch.sizes), count)
+                add_chunks[grid](
+                    partial, self.first, sums, COUNT=count, WIDTH=1024, LARGEST=self.writer.maxima, **FUSED
+                )  # pyright: ignore
         if "p" in self.writer.stores:
             torch.autograd.graph.increment_version(batch.params)
         return sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from untuned.kernels.program import LEAVES, Column, Program, Symbol
+from untuned.recipe.symbols import LEAVES, Column, Program, Symbol
 
 _CONDITIONS = {"<", "<=", ">", ">=", "==", "&"}
 
@@ -19,7 +19,7 @@ class Writer(abc.ABC):
     """
 
     opening = seed = ""
-    cast = total = "{0}"
+    cast = total = largest = "{0}"
 
     def __init__(self, program: Program, dtypes: dict[str, str], columns: list[Column]) -> None:
         self.keys, self.dtypes, self.columns = list(dtypes), dtypes, columns
@@ -30,13 +30,14 @@ class Writer(abc.ABC):
         self.head: list[str] = []  # once per chunk; the others once per element
         self.loads: list[str] = []
         self.body: list[str] = []
-        self.totals: dict[str, str] = {}  # summand -> the name of its sum
+        self.totals: dict[tuple[str, str], str] = {}  # (summand, "sum" or "max") -> the name of its total
         self.sums: list[str] = []  # the value of each sum of the program
         stores = {key: self.element(value) for key, value in program.stores.items()}
-        for value in program.sums:
-            summand, factor = without_flat_factors(value)
-            total = self.totals.setdefault(self.element(summand), f"r{len(self.totals)}")
-            self.sums.append(self.total.format(total) + ("" if factor is None else f" * {self.value(factor)}"))
+        for one in program.reductions:
+            summand, factor = without_flat_factors(one.value) if one.kind == "sum" else (one.value, None)
+            total = self.totals.setdefault((self.element(summand), one.kind), f"r{len(self.totals)}")
+            finished = self.total if one.kind == "sum" else self.largest
+            self.sums.append(finished.format(total) + ("" if factor is None else f" * {self.value(factor)}"))
         for key in stores:
             self.stream(key)
         self.stores = stores

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from untuned import directions
-from untuned.core.engine import EngineOptions, Optimizer
 from untuned.directions import Gradient, Momentum, RMSProp
 from untuned.iterates import Mechanic, ScheduleFree
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Fixed, WarmedUp
 from untuned.weight_decay import Coupled, Decoupled
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from untuned.core.engine import EngineOptions, Optimizer
-from untuned.core.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.directions import Adam
 from untuned.iterates import Plain
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
+from untuned.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Decoupled
 

@@ -6,9 +6,10 @@ import math
 from typing import Any, Unpack
 
 from untuned import iterates, step_sizes
-from untuned.core.engine import EngineOptions, Optimizer
 from untuned.directions import DualAverage, Gradient
 from untuned.iterates import FromStart, Plain
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Coupled
 

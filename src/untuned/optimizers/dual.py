@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from untuned import directions, step_sizes
-from untuned.core.declare import check_flag
-from untuned.core.engine import EngineOptions, Optimizer
 from untuned.directions import CubeRoot, CubeRootDA, DualAverage, Gradient
 from untuned.iterates import FromStart, Plain, PrimalAverage
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
+from untuned.parts.declare import check_flag
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Coupled, Decoupled
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from untuned import step_sizes
-from untuned.core.engine import EngineOptions, Optimizer
 from untuned.directions import Gradient
 from untuned.iterates import Plain, PrimalAverage
+from untuned.optimizer.optimizer import Optimizer
+from untuned.optimizer.options import EngineOptions
 from untuned.weight_decay import Coupled, Proximal
 
 

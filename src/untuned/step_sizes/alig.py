@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, ratio
+from untuned.parts import Place, StepSize, dot, hyper, maximum, minimum, number, ratio
 from untuned.step_sizes.loss_advice import bounded
 from untuned.step_sizes.polyak import decay_loss
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number, slot
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, ratio, sqrt, where
+from untuned.parts import Place, StepSize, dot, each, hyper, maximum, minimum, number, ratio, slot, sqrt, where
 
 _NEEDS = frozenset({"gradient"})
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, norm1, ratio
+from untuned.parts import Place, StepSize, dot, each, hyper, maximum, minimum, norm1, number, ratio
 
 
 class DAdaptationAdaGrad(StepSize):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, sqrt
+from untuned.parts import Place, StepSize, hyper, sqrt
 
 _NEEDS = frozenset({"weighted", "from_start"})
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from untuned.core.declare import hyper
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, minimum
+from untuned.parts import Place, StepSize, hyper, minimum
 
 
 class Fixed(StepSize):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt
+from untuned.parts import Place, StepSize, choice, dot, hyper, maximum, minimum, number, ratio, slot, sqrt
 
 
 class GradaGrad(StepSize):

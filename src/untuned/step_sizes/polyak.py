@@ -5,9 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any, ClassVar
 
-from untuned.core.declare import hyper, number
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, maximum, minimum, ratio, sqrt, where
+from untuned.parts import Place, StepSize, dot, hyper, maximum, minimum, number, ratio, sqrt, where
 from untuned.step_sizes.loss_advice import bounded
 
 _NEEDS = frozenset({"loss"})

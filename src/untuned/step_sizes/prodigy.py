@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from untuned.core.declare import choice, hyper, number, slot
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, each, maximum, minimum, norm1, ratio, where
+from untuned.parts import Place, StepSize, choice, dot, each, hyper, maximum, minimum, norm1, number, ratio, slot, where
 
 
 class Prodigy(StepSize):

@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from untuned.core.declare import hyper, number
-from untuned.core.parts import StepSize
-from untuned.core.place import Place, dot, where
+from untuned.parts import Place, StepSize, dot, hyper, number, where
 from untuned.step_sizes.loss_advice import climbs
 from untuned.step_sizes.polyak import decay_loss
 

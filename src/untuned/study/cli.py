@@ -212,7 +212,7 @@ def show(
     import torch
 
     import untuned
-    from untuned.core.engine import EngineOptions
+    from untuned.optimizer.options import EngineOptions
     from untuned.study.config import known_method
     from untuned.study.programs import describe
 

@@ -140,7 +140,7 @@ class Contender:
             return 7 * sum(p.nbytes for p in self.params)  # p g m v in, p m v out
         if not isinstance(self.optimizer, untuned.Optimizer):
             return None
-        keys = streams(self.optimizer, guard=self.optimizer.skip_nonfinite)
+        keys = streams(self.optimizer, guard=self.optimizer.recipe.skip_nonfinite)
         held = [{"p": p, "g": g} | self.optimizer.state[p] for p, g in zip(self.params, self.gradients, strict=True)]
         return sum(tensors[key].nbytes for tensors in held for key in keys)
 

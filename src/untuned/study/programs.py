@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from untuned.core.engine import Optimizer
-from untuned.kernels.program import Program, Symbol
-from untuned.kernels.sweep import zeros
 from untuned.kernels.writer import Writer
+from untuned.optimizer.optimizer import Optimizer
+from untuned.recipe.symbols import Program, Symbol
+from untuned.run.launch import zeros
 
 _INFIX = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&"}
 
 
 def streams(opt: Optimizer, guard: bool) -> list[str]:
     """What kernels read and write in a step, by key, without corrections that most steps do not need."""
-    zero = zeros(opt, opt.param_groups)
-    usual = [s.program(opt, zero) for s in opt._tensors.sweeps[not guard :] if s.only_changed is None]
+    stages = (s for of_label in opt._launch.stages.values() for s in of_label[not guard :])
+    usual = [s.program(zeros(opt.param_groups)) for s in stages if s.program and s.only_changed is None]
     return [key for program in usual for keys in program.streams() for key in keys]
 
 
 def describe(opt: Optimizer) -> str:
     """The programs of an optimizer's sweeps, with what they read and write."""
-    zero = zeros(opt, opt.param_groups)
+    zero = zeros(opt.param_groups)
     found: list[str] = []
-    for i, sweep in enumerate(opt._tensors.sweeps):
-        read, written = sweep.program(opt, zero).streams()
-        if not read and not written:
-            continue
-        size = 4 * (len(read) + len(written))
-        title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
-        when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][0][1]
-        if any(before.then and before.then[0] is sweep for before in opt._tensors.sweeps):
-            when = ", on a CPU for one tensor after the other, while the sweep before has it in the cache"
-        what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
-        program = Text(sweep.program(opt, zero))
-        found.append("\n".join([f"{title}{when}: {what}; {size} bytes per float32 parameter", *program.lines]))
+    for label, stages in opt._launch.stages.items():
+        for i, sweep in enumerate(stages):
+            program = sweep.program(zero) if sweep.program else None
+            read, written = program.streams() if program else ([], [])
+            if not program or (not read and not written):
+                continue
+            size = 4 * (len(read) + len(written))
+            title = "check of the gradients" if i == 0 else f"sweep {len(found)}"
+            title += "" if label is None else f" of {label!r}"
+            when = "" if sweep.only_changed is None else ", only in steps that change " + sweep.only_changed[0][0][1]
+            if any(before.then and before.then[0] is sweep for before in stages):
+                when = ", on a CPU for one tensor after the other, while the sweep before has it in the cache"
+            what = f"reads {', '.join(read)}" + (f"; writes {', '.join(written)}" if written else "")
+            head = f"{title}{when}: {what}; {size} bytes per float32 parameter"
+            found.append("\n".join([head, *Text(program).lines]))
     return "\n\n".join(found)
 
 
@@ -45,7 +48,10 @@ class Text(Writer):
         read, written = program.streams()
         super().__init__(program, dict.fromkeys(sorted({*read, *written}), "float32"), [])
         stores = [f"store {key} = {value}" for key, value in self.stores.items()]
-        adds = [f"{total} += {summand}" for summand, total in self.totals.items()]
+        adds = [
+            f"{total} += {summand}" if kind == "sum" else f"{total} = max({total}, {summand})"
+            for (summand, kind), total in self.totals.items()
+        ]
         lines = ["once per chunk", *self.head, "for every element", *self.loads, *self.body, *adds, *stores]
         lines += ["per chunk", *(f"sum {j} = {value}" for j, value in enumerate(self.sums))] if self.sums else []
         self.lines = [line if line.endswith(("chunk", "element")) else f"    {line}" for line in lines if line]

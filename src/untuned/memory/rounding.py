@@ -15,14 +15,9 @@ import zlib
 
 import torch
 
+from untuned.parts.math import mixed
+
 _LOW = 0xFFFFFFFF
-
-
-def mixed(x: torch.Tensor) -> torch.Tensor:
-    """A hash of 32 bits, held in int64: two rounds of xorshift and multiply, with constants of least bias."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
-    return x ^ (x >> 16)
 
 
 def keys(steps: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

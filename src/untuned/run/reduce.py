@@ -1,4 +1,4 @@
-"""Sums over buckets, shards and ranks: every element counted exactly once, the same result on all ranks."""
+"""Reductions over buckets, shards and ranks: every element counted exactly once, the same result on all ranks."""
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -6,41 +6,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from untuned.core.buckets import Bucket
+from untuned.memory.buckets import Bucket, joined
+from untuned.parts.math import Reduced
 
 
-def gather(buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Rows of sums, one per live tensor bucket by bucket, from one block [tensors, sums] per bucket.
+def over_groups(values: torch.Tensor, groups: tuple[Any, ...], ones: Sequence[Reduced] = ()) -> torch.Tensor:
+    """Values [..., reductions] of this rank, reduced over process groups, each reduction in its kind."""
+    if not groups:
+        return values
+    added, largest = values.clone(), values.clone()
+    maxima = [one.kind == "max" for one in ones]
+    for group in groups:
+        dist.all_reduce(added, group=group)
+        if any(maxima):
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return torch.where(torch.tensor(maxima, device=values.device), largest, added) if any(maxima) else added
+
+
+def gather(
+    buckets: list[Bucket], blocks: list[torch.Tensor], device: torch.device, ones: list[Reduced]
+) -> torch.Tensor:
+    """Rows of reductions, one per live tensor bucket by bucket, from one block [tensors, reductions] per bucket.
 
     One packed collective per sharding domain; within a bucket the tensors of all ranks are the same, in the same order.
     """
     for domain in dict.fromkeys(bucket.domain for bucket in buckets if bucket.domain):
         members = [i for i, bucket in enumerate(buckets) if bucket.domain == domain]
-        packed = torch.cat([blocks[i] for i in members])
-        for group in domain:
-            dist.all_reduce(packed, group=group)
+        packed = over_groups(torch.cat([blocks[i] for i in members]), domain, ones)
         for i, part in zip(members, packed.split([len(blocks[i]) for i in members]), strict=True):
             blocks[i] = part
     return joined([block.to(device) for block in blocks])
 
 
-def joined(blocks: list[torch.Tensor]) -> torch.Tensor:
-    """Blocks of rows, one per bucket, as one table."""
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-def over_shards(sums: torch.Tensor, group: Any) -> torch.Tensor:
-    """Sums over the tensors of this process, added over the ranks of a group in which each holds others."""
-    if (group := process_group(group)) is None:
-        return sums
-    added = sums.clone()
-    dist.all_reduce(added, group=group)
-    return added
+def over_shards(values: torch.Tensor, group: Any, ones: Sequence[Reduced] = ()) -> torch.Tensor:
+    """What this process's tensors gave, reduced over the ranks of a group in which each holds others."""
+    group = process_group(group)
+    return values if group is None else over_groups(values, (group,), ones)
 
 
 def process_group(group: Any) -> Any:
@@ -69,12 +76,6 @@ def size(group: Any) -> int:
     """How many ranks a process group of an option has."""
     group = process_group(group)
     return 1 if group is None else dist.get_world_size(group)
-
-
-def device_without_tensors() -> torch.device:
-    """Where a rank that holds no tensor takes part in sums."""
-    by_gpu = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if by_gpu else torch.device("cpu")
 
 
 def of_all_ranks(name: str, ids: torch.Tensor, group: Any) -> torch.Tensor:

@@ -21,6 +21,8 @@ class Slot:
     key: str
     start: str | float  # a value, or "start": a copy of the parameter when its first step begins
     total: bool = False
+    shape: Any = None  # None: that of the parameter; "slice"; or a function of the parameter's shape
+    kept: bool = True  # whether it is state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +40,30 @@ class Hyper:
     index: int | None = None  # position in a tuple-valued hyper-parameter: x.beta1 is betas[0]
 
 
-def slot(key: str, start: str | float = 0.0, total: bool = False) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    key: str  # the keyword of step()
+
+
+def slot(key: str, start: str | float = 0.0, total: bool = False, shape: Any = None) -> Any:
     """Per-parameter state under `state[p][key]`, shaped like the parameter, which begins with the value `start`.
 
     `start="start"` begins as a copy of the parameter, taken when its first step begins. A `total` of all steps, in
-    which rounding would stay for good, has float32 at least.
+    which rounding would stay for good, has float32 at least. `shape="slice"`: a vector of every `slice_p`-th element,
+    for the verb `measure` of a step size with that field. `shape=f`: a tensor of the shape `f(p.shape)`, as a factor
+    of a matrix, for the verb `reform` alone.
     """
-    return Slot(key, start, total)
+    return Slot(key, start, total, shape)
+
+
+def scratch(key: str) -> Any:
+    """A tensor shaped like the parameter that `reform` writes and later verbs of the same step read; not saved."""
+    return Slot(key, 0.0, kept=False)
+
+
+def signal(key: str) -> Any:
+    """A number that the caller hands to every step, `step(key=value)`, which is then required; equal on all ranks."""
+    return Signal(key)
 
 
 def number(

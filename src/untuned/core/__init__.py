@@ -1,1 +1,0 @@
-"""Everything that is not a method: declarations, the place, the engine, totals and state."""

@@ -1,0 +1,400 @@
+"""The base of all optimizers: Direction x StepSize x Iterate x WeightDecay as a `torch.optim.Optimizer`."""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import torch
+
+from untuned._version import __version__
+from untuned.memory import checkpoint, slots
+from untuned.memory.buckets import (
+    Bucket,
+    Live,
+    arrange,
+    check_gradient,
+    device_of,
+    same_objects,
+    take_gradients,
+    takes_part,
+)
+from untuned.memory.now import Now
+from untuned.optimizer import groups
+from untuned.optimizer.inputs import Inputs
+from untuned.optimizer.metrics import Watch
+from untuned.optimizer.options import EngineOptions
+from untuned.parts.declare import check_parameter
+from untuned.parts.kinds import (
+    Direction,
+    GradientTransform,
+    Iterate,
+    StepSize,
+    StepTransform,
+    WeightDecay,
+)
+from untuned.recipe.recipe import Group, Recipe
+from untuned.run import launch
+from untuned.run.eager import ElementFrame
+from untuned.run.step import step as do_step
+
+ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
+CHAINS = {"gradient": GradientTransform, "around": StepTransform}
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A recipe of parts run by the engine; a drop-in `torch.optim.Optimizer`.
+
+    Named classes call `super().__init__` with their parts; `untuned.compose` takes any. `gradient` and `around` are
+    lists of transforms, of the gradient and of the plain step. All but the step size and the iterate may be a dict from
+    labels to such parts: a group with `label` is then served by those of its label. Raises `TypeError` if the parts do
+    not fit together, and `TypeError` or `ValueError` for wrong types and values, before anything is created.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        direction: Any,
+        step_size: StepSize,
+        iterate: Iterate,
+        decay: Any,
+        *,
+        gradient: Any = (),
+        around: Any = (),
+        loss_group: Any = "world",
+        shard_group: Any = None,
+        execution: str = "auto",
+        **others: Any,
+    ) -> None:
+        title = type(self).__name__ if type(self) is not Optimizer else "compose"
+        chains = {"gradient": gradient, "direction": direction, "step_size": step_size, "around": around}
+        variants = _variants(chains | {"iterate": iterate, "decay": decay})
+        known = {k: v for k, v in others.items() if k in groups.OPTIONS}
+        self.recipe = Recipe(title, variants, **known)
+        if unknown := sorted(groups.without_torch_options(self.recipe, others).keys() - known.keys()):
+            raise TypeError(f"{title} has no option {unknown[0]!r}; it has {', '.join(sorted(self._options))}.")
+        launch.check_execution(title, execution)
+        self.loss_group, self.shard_group, self.execution = loss_group, shard_group, execution
+        self._prepare()
+        everywhere = [part for part in self.recipe.all_parts if all(part in v.values() for v in variants.values())]
+        super().__init__(groups.listed(params), {k: v for part in everywhere for k, v in part.hypers().items()})
+        if shard_group is None and not any(group["params"] for group in self.param_groups):  # else others hold them
+            raise ValueError(f"{title}: no group has a parameter. Give it those to train: model.parameters().")
+
+    def _prepare(self) -> None:
+        """Everything that follows from the recipe and is not saved."""
+        self._launch = launch.Launch(self.recipe, self.execution)
+        self._inputs = Inputs(self.recipe, self.loss_group, self.shard_group)
+        self._watch = Watch()
+        self._arranged: tuple[list[list[Any]], list[Bucket]] = [], []
+        self._last: Now | None = None
+        self._calls = 0
+
+    # ------------------------------------------------------------------ construction, state and its persistence
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts by their roles; with a partition those of its first label."""
+        return self.recipe.parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers live: the device of the first parameter."""
+        return device_of(self.param_groups)
+
+    @torch.inference_mode(False)  # what an optimizer keeps is changed later, when inference mode is over
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters, also in the middle of a run: estimates carry over, their own averages start fresh."""
+        title = self.recipe.title
+        if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{title}: a parameter group must be a dict, not {param_group!r}.")
+        if "params" not in param_group:
+            raise ValueError(f"{title}: a parameter group has its parameters under 'params'; this one has not.")
+        every = {n.key for part in self.recipe.all_parts for n in part.numbers().values() if not part.per_tensor(n)}
+        written = every | {"steps", "skipped", "training", "method"}  # by an optimizer whose groups are used again
+        group = groups.without_torch_options(self.recipe, {k: v for k, v in param_group.items() if k not in written})
+        params = group["params"]
+        group["params"] = [params] if isinstance(params, torch.Tensor) else groups.listed(params)
+        group = groups.complete(self.recipe, self.param_groups, group, self._options)
+        super().add_param_group(group)
+        group["training"] = self.param_groups[0].get("training", True)
+        slots.create_numbers(self.recipe, self.param_groups, group)
+
+    @property
+    def _options(self) -> set[str]:
+        """The names of what the constructor takes."""
+        names = {*inspect.signature(type(self)).parameters, *EngineOptions.__annotations__}
+        return names - {"params", "engine", "others"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("recipe", "loss_group", "shard_group", "execution")
+        return super().__getstate__() | {k: self.__dict__[k] for k in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds its own option here
+        self._prepare()
+        slots.tie_numbers(self.recipe, self.param_groups)
+
+    def _own(self, saving: bool = False) -> None:
+        slots.own(self.recipe, self.param_groups, self.state, saving)
+
+    @torch.inference_mode(False)
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim; parameters that have not taken a step yet, but may, are in it."""
+        self._own(saving=True)
+        return super().state_dict()
+
+    @torch.inference_mode(False)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave, as the hooks registered for loading adapt it.
+
+        Raises `ValueError` or `TypeError` and changes nothing if it belongs to another method or is spoiled.
+        """
+        if not isinstance(state_dict, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            checkpoint.check_loadable(self.recipe, self.param_groups, state_dict)  # says so; hooks would copy it
+        loaded: dict[str, Any] = {}
+
+        def accept(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> None:
+            checkpoint.check_loadable(self.recipe, self.param_groups, adapted)
+            loaded.update(adapted)
+
+        def restore(_: torch.optim.Optimizer) -> None:
+            checkpoint.restore(self.recipe, self.param_groups, self.state, loaded)
+
+        # Hooks of users may adapt what is loaded, and look at what was: ours come after the former, before the latter.
+        before = self.register_load_state_dict_pre_hook(accept)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        with before, after:
+            super().load_state_dict(state_dict)
+
+    def reset(self, params: Any = None) -> None:
+        """Forget what was learned about some parameters, or about all (None): their next step is like a first one.
+
+        For weights that were merged, pruned or set anew. The weights and the options stay as they are. What is known of
+        the model as a whole (an estimated distance, the average of the losses, counters) is only forgotten with all.
+        Raises `ValueError`, with nothing changed, for a tensor that is in no group.
+        """
+        members = {p for group in self.param_groups for p in group["params"]}
+        chosen = members if params is None else {*groups.listed(params)}
+        if not chosen <= members:
+            raise ValueError(f"{self.recipe.title}.reset() got a tensor that is in no group. Give it parameters.")
+        for p in chosen:
+            self.state.pop(p, None)
+        if params is None:
+            for group in self.param_groups:
+                for key in slots.number_keys(self.recipe, group):
+                    del group[key]
+            for group in self.param_groups:
+                slots.create_numbers(self.recipe, self.param_groups, group)
+
+    # ------------------------------------------------------------------ the step
+
+    def record_loss(self, loss: torch.Tensor | float, sample_ids: Any = None) -> None:
+        """Add the loss of one micro-batch; the next step uses the mean of those recorded since the last one.
+
+        For trainers that call a bare `step()`. The loss is the unscaled one of the model, as in `step(loss=loss)`. What
+        is recorded for a step that a gradient scaler leaves out enters the next one; with a scaler, give it the loss:
+        `scaler.step(optimizer, loss=loss)`.
+        """
+        self._inputs.record(loss, sample_ids, self.device)
+
+    @torch._disable_dynamo  # as torch.optim does: a compiled training loop calls the kernels as they are
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        loss: torch.Tensor | float | None = None,
+        sample_ids: Any = None,
+        **signals: Any,
+    ) -> Any:
+        """Do one step and return the loss given or computed.
+
+        `loss` is the mean loss whose gradient is in `p.grad`; only loss-driven methods read it, the others accept it.
+        Instead of it there may be a `closure` that computes loss and gradients, or earlier calls of `record_loss`.
+        `sample_ids` are the numbers of the batch's samples in the data set, a vector of integers, for methods that
+        record a number per sample; `loss` may then hold one loss per sample, and every rank gives as many. `signals`
+        are numbers that parts declare by name. Raises, with nothing changed: `RuntimeError` in evaluation mode,
+        `ValueError` without a loss, ids or a signal that the method needs, `TypeError` for sparse gradients.
+        """
+        computed = None
+        if closure is not None:
+            if not callable(closure):  # pyright: ignore[reportUnnecessaryComparison]
+                raise TypeError(
+                    f"{self.recipe.title}.step() takes a closure first, not {closure!r}: call step(loss=loss)."
+                )
+            with torch.enable_grad():
+                computed = closure()
+        result = loss if loss is not None else computed
+        if not all(map(groups.is_frozen, self.param_groups)):
+            self._step(loss, computed, sample_ids, signals)
+        elif not self.state:
+            self._own()  # which is what torch.distributed.checkpoint makes such a step for
+        self._inputs.recorded, self._calls = [], self._calls + 1
+        if self._calls % 100 == 0:
+            self._watch.look_back(self.device)
+            if self.device.type == "cpu" and any(hasattr(part, "advice") for part in self.recipe.all_parts):
+                self.metrics()
+        return result
+
+    def _step(self, loss: Any, computed: Any, sample_ids: Any, signals: dict[str, Any]) -> None:
+        now = Now(self.recipe, self.param_groups, self.device, self.shard_group)
+        try:
+            if self.recipe.has_modes and not self.param_groups[0]["training"]:
+                raise RuntimeError(
+                    f"{self.recipe.title}.step() needs training mode, since the parameters hold the averaged point: "
+                    f"call optimizer.train() before it."
+                )
+            groups.check_shared(self.recipe, self.param_groups)
+            now.signals = self._inputs.signals(signals, now.device)
+            now.buckets = self._live_buckets(now)
+            if not now.buckets and not self._inputs.meets:
+                return
+            value, ids = self._inputs.of_rank(loss, computed, sample_ids, now.device)
+        except Exception:
+            self.call_roll(ready=False)
+            raise
+        counts = self.call_roll(ready=True, live=[b.source[0] for b in now.buckets])
+        if counts is not None:  # buckets without tensors: what other ranks sum up is decided here, too
+            for i, group in enumerate(self.param_groups):
+                other = Bucket(group, [], [], now.device, (), self.recipe.of(group), (), (i, []), on=counts[i] > 0)
+                now.buckets = [*now.buckets, slots.stack_numbers(self.recipe, other)]
+        self._inputs.take(now, value, ids)
+        if now.loss is not None:
+            self._watch.losses.append(now.loss)
+        if now.buckets:
+            do_step(now, self._launch)
+            now.buckets, now.loss, now.ids, self._last = [], None, None, now
+
+    def call_roll(self, ready: bool, live: Iterable[int] = ()) -> torch.Tensor | None:
+        """Tell the other ranks whether this one is ready for the sums of a step; see `Inputs.call_roll`."""
+        now = Now(self.recipe, self.param_groups, self.device, self.shard_group)
+        return self._inputs.call_roll(now, ready, live)
+
+    def _live_buckets(self, now: Now) -> list[Bucket]:
+        """The parameters that take part in this step; arranged and checked anew only when that changes."""
+        live: list[Live] = list(map(takes_part, self.param_groups))
+        seen = [list(self.param_groups), *(params for params, _ in live), slots.tensors(self.state)]
+        known, buckets = self._arranged
+        same = len(known) == len(seen) and all(map(same_objects, known, seen))
+        if same:
+            take_gradients(buckets, live)
+        if not same or not self._launch.found(buckets):
+            for p in itertools.chain.from_iterable(params for params, _ in live):
+                check_parameter(self.recipe.title, p)
+                check_gradient(self.recipe.title, p)
+            self._own()
+            now.buckets = buckets = arrange(live, self.recipe, self.param_groups, self.state)
+            take_gradients(buckets, live)
+            position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            for bucket in buckets:
+                slots.create_scratch(self.recipe, slots.stack_numbers(self.recipe, bucket))
+                if self.recipe.stochastic_rounding:
+                    bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
+            self._launch.arrange(now)
+            seen[-1] = slots.tensors(self.state)
+            self._arranged = seen, buckets
+        for bucket in buckets:
+            bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
+            for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
+                check_gradient(self.recipe.title, p)
+        return buckets
+
+    # ------------------------------------------------------------------ modes
+
+    def train(self, mode: bool = True) -> None:
+        """Put the point to train from into the parameters. Methods without averaging hold one point: nothing to do."""
+        self._switch(mode)
+
+    def eval(self) -> None:
+        """Put the point to evaluate into the parameters; call `train()` before the next step."""
+        self._switch(False)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _switch(self, training: bool) -> None:
+        if not self.recipe.has_modes or self.param_groups[0]["training"] == training:
+            return
+        now = Now(self.recipe, self.param_groups, self.device)
+        for group in self.param_groups:
+            parts = self.recipe.of(group)
+            for p in group["params"]:
+                if held := self.state.get(p):  # before its first step a parameter is what it is
+                    frame = ElementFrame(now, Bucket(group, [p], [held], p.device, (), parts, on=held["step"] > 0), 0)
+                    (parts["iterate"].enter if training else parts["iterate"].leave)(frame.place("iterate"))
+                    frame.commit()
+            group["training"] = training
+
+    @contextlib.contextmanager
+    def averaged_parameters(self) -> Generator[None]:
+        """Evaluation mode inside the `with` block, training mode again after it, also on an error."""
+        was = self.param_groups[0]["training"]
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was)
+
+    # ------------------------------------------------------------------ what people see
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers worth logging, read from the device in one go when called.
+
+        Warns once, with the option to turn, if they show that an estimate of the method is stuck, that a method which
+        reads the loss keeps raising it, or that the loss lies below its bound. On a CPU every hundredth step looks by
+        itself; elsewhere that would wait for the device, and only a call of this warns.
+        `lr_effective` is the learning rate the method chose in its last step (of group 0; `lr_effective_1`, ... of the
+        others); `steps` and `skipped` count; the rest are the method's own numbers, those kept per tensor as a mean.
+        """
+        if not self.state:
+            self._own()
+        now = self._last or Now(self.recipe, self.param_groups, self.device)
+        now.groups = self.param_groups
+        return self._watch.read(now, self.state, self._inputs.apart)
+
+    def __repr__(self) -> str:
+        rest = len(self._launch.rest)  # known from the first step on
+        by_kernels = bool(self._launch.batches) if rest else self.execution != "reference" and launch.native_available
+        running = "native execution" if by_kernels else "reference execution"
+        running += f", {rest} tensors by the reference" if rest and by_kernels else ""
+        lines = (
+            f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
+            + ", ".join(
+                f"{k}={g[k]}" for k in g if k == "label" or any(k in p.hypers() for p in self.recipe.of(g).values())
+            )
+            for i, g in enumerate(self.param_groups)
+        )
+        head = f"{type(self).__name__} (untuned {__version__}, {running}): {self.recipe.written(repr)}"
+        return "\n".join([head, *lines])
+
+
+def _variants(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    """The parts by label and role, from one part, list of transforms or dict of such for each role."""
+    partitions = {role: value for role, value in given.items() if isinstance(value, dict)}
+    for role, value in partitions.items():
+        if role in ("step_size", "iterate") or {*value} != {*next(iter(partitions.values()))} or not value:
+            raise TypeError(
+                f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and "
+                f"all dicts have the same labels; this one has {', '.join(map(repr, value)) or 'none'}."
+            )
+    variants: dict[Any, dict[str, Any]] = {}
+    for label in next(iter(partitions.values()), {None: None}):
+        parts = variants[label] = {}
+        for role, value in given.items():
+            mine = value[label] if role in partitions else value
+            kind = (ROLES | CHAINS)[role]
+            chain = {f"{role} {i}": one for i, one in enumerate(mine, start=1)} if role in CHAINS else {role: mine}
+            for name, part in chain.items():
+                if not isinstance(part, kind):
+                    raise TypeError(f"{name} must be a {kind.__name__} part, not {part!r}.")
+            parts |= chain
+    return variants

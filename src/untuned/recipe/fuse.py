@@ -1,0 +1,178 @@
+"""From the verbs of a plan to the stages that run, and the three rewrites that save passes over memory.
+
+1. Move ahead: the move joins the sweep whose sums a decision reads, with the numbers from before the step, where that
+   decision seldom changes them; a correction follows in the steps that changed them. If the move reads nothing that is
+   decided in between, it joins for good.
+
+       accumulate measure | decide | move     ->     accumulate measure move | decide | correct, if d changed
+
+2. Decide in the pass: where every decision is of one tensor alone, a kernel sums, decides and goes on, tensor by tensor.
+
+       sums of all | decide all | move all    ->     sums, decide, move of one tensor after the other
+
+3. Compensate (`trace.compensated`): x.p of a low-precision parameter is its value and what rounding took from it.
+"""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from untuned.parts.declare import Number
+from untuned.parts.part import Part
+from untuned.parts.place import Parts
+from untuned.recipe.plan import Plan, Verbs
+from untuned.recipe.recipe import Recipe
+from untuned.recipe.symbols import BEFORE, Column, Program, Symbol, Zeros, leaves, same
+from untuned.recipe.trace import Body, Sums, TraceFrame, body, guard, trace
+
+MOVE = ("iterate", "move")
+DECAYS = (frozenset[str](), frozenset({"weight_decay"}))
+
+
+@dataclasses.dataclass(eq=False)
+class Stage:
+    """One pass over tensors.
+
+    `run`: what it does to the elements of one tensor, as the reference has it. `program`: the same for kernels, where
+    some things are 0, since there is less to read then; None if only the reference can do it. `sums`: what is reduced.
+    `only_changed`: numbers, as columns of a table for now and for before the step, of which one must have changed in it
+    for the program to run. `then`: the next stage, if kernels may run it tensor by tensor in the same pass, and the
+    numbers decided in between. `whole`: whether `run` takes whole tensors. `every`: it sees every so many elements.
+    """
+
+    run: Body
+    program: Callable[[Zeros], Program] | None
+    sums: Sums = dataclasses.field(default_factory=dict)
+    only_changed: list[tuple[Column, Column]] | None = None
+    then: tuple[Stage, dict[Column, Symbol]] | None = None
+    whole: bool = False
+    every: int = 1
+
+
+def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
+    """The stages between the decisions of a plan, for tensors that these parts serve."""
+    served = [([v for v in verbs if hasattr(parts.get(v[0]), v[1])], deciders) for verbs, deciders in plan]
+    found = [[_of_verbs(recipe, parts, part) for part in _split(verbs)] for verbs, _ in served]
+    for here, (verbs, deciders) in zip(found, served, strict=True):
+        for role, _ in deciders:
+            _check_count(parts, role, here[-1].sums.get(role, []) if here else [], verbs)
+    verbs, deciders = served[-2] if len(served) > 1 else ([], [])
+    joins = served[-1][0] == [MOVE] and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
+    decided = [parts[role] for role, _ in deciders if role in parts]
+    ahead = [one for zeros in DECAYS if joins and (one := _moved_ahead(recipe, parts, decided, zeros))]
+    if len(ahead) == len(DECAYS):
+        changed, whole = ahead[0][1], [*verbs, MOVE]
+        found[-2] = [_of_verbs(recipe, parts, whole, verbs if changed else whole)]
+        correction = Stage(body([MOVE]), lambda zeros: ahead["weight_decay" in zeros][0], only_changed=changed)
+        found[-1] = [correction] if changed else []
+        return found
+    for (here, after), (_, deciders) in zip(itertools.pairwise(found), served[:-1], strict=True):
+        if here and here[-1].sums and after and after[0].program and not after[0].sums:
+            numbers = decided_in_pass(recipe, parts, deciders, here[-1].sums)
+            here[-1].then = (after[0], numbers) if numbers and after[0].program(DECAYS[0]).stores else None
+    return found
+
+
+def _split(verbs: Verbs) -> list[Verbs]:
+    """Matrix math needs whole tensors: it stands alone between sweeps."""
+    groups = itertools.groupby(verbs, lambda v: v[1] == "reform")
+    return [list(group) for _, group in groups]
+
+
+def _of_verbs(recipe: Recipe, parts: Parts, by_kernels: Verbs, by_reference: Verbs | None = None) -> Stage:
+    if by_kernels[0][1] == "reform":
+        return Stage(body(by_kernels), None, whole=True)
+    every = recipe.every if by_kernels == [("step_size", "measure")] else 1
+    traced = lambda zeros: trace(TraceFrame(recipe, parts, zeros), body(by_kernels))  # noqa: E731
+    return Stage(body(by_reference or by_kernels), traced if every == 1 else None, traced(DECAYS[0]).sums, every=every)
+
+
+def _check_count(parts: Parts, role: str, sums: list[Any], verbs: Verbs) -> None:
+    if role in parts:
+        takes = len(inspect.signature(parts[role].decide).parameters) - 1
+        if takes != len(sums):
+            verb = next((verb for r, verb in verbs if r == role and verb in ("look", "measure")), "measure")
+            raise TypeError(
+                f"{parts[role].name}: 'decide' takes {takes} sums, but {verb!r} gives {len(sums)}. They must be as many."
+            )
+
+
+def guard_stage(recipe: Recipe) -> Stage:
+    run = guard(clips=recipe.clip_grad_norm is not None)
+    program = trace(TraceFrame(recipe, recipe.parts), run)
+    return Stage(run, lambda zeros: program, program.sums)
+
+
+class _Decision(TraceFrame):
+    """A decision of one tensor, whose numbers are symbols."""
+
+    where = "a decision"
+
+    def number(self, part: Part, declared: Number) -> Any:
+        if declared.size:
+            raise TypeError(declared.key)
+        return self.fresh[declared.key] if declared.key in self.fresh else super().number(part, declared)
+
+    def write(self, part: Part, name: str, value: Any) -> None:
+        key, value = self.written(part, name, Number), Symbol.lift(value)
+        finite = value.call("<", value.call("abs", value), float("inf"))
+        self.fresh[key] = value.call("where", finite, value, self.read(part, name))
+
+
+def decided_in_pass(recipe: Recipe, parts: Parts, deciders: Verbs, sums: Sums) -> dict[Column, Symbol] | None:
+    """What decisions make of the sums of a sweep, as columns of a table; None unless each is of one tensor alone."""
+    deciders = [one for one in deciders if one[0] in parts]
+    if not deciders or any(parts[role].scope != "tensor" for role, _ in deciders):
+        return None
+    numbered = itertools.count()
+    given = {role: [Symbol("sum", next(numbered), one.kind) for one in ones] for role, ones in sums.items()}
+    frame = _Decision(recipe, parts)
+    with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides
+        for role, verb in deciders:
+            getattr(parts[role], verb)(frame.place(role), *given.get(role, []))
+        return {("each", key, None): value for key, value in frame.fresh.items()}
+    return None
+
+
+def _moved_ahead(
+    recipe: Recipe, parts: Parts, decided: list[Part], zeros: Zeros
+) -> tuple[Program, list[tuple[Column, Column]]] | None:
+    """What is left to do if the move goes ahead of the decisions of these parts, in the sweep whose sums they read.
+
+    That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table,
+    now and before the step; none if the decisions change nothing that the move reads. None if the move cannot go ahead:
+    it can if the numbers seldom change, it is affine in the step, and neither the decay nor, by way of the weights, the
+    direction depends on them.
+    """
+    iterate = parts["iterate"]
+
+    def moved(p: Symbol, before: list[Part]) -> tuple[Program, Symbol]:
+        frame = TraceFrame(recipe, parts, zeros, before)
+        frame.fresh["p"] = p
+        return trace(frame, body([MOVE])), Symbol.lift(frame.read(iterate, "rate"))
+
+    (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
+    if all(same(value, then.stores[key]) for key, value in now.stores.items()):
+        return Program({}, {}), []
+    rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
+    numbers = {n.key: n for part in decided for n in part.numbers().values()}
+    changed = sorted(row for row in rows if row[0] in BEFORE and row[1] in numbers)
+    direction = leaves([Symbol.lift(TraceFrame(recipe, parts, zeros).read(iterate, "u"))])
+    wrapped = any(role.startswith("around") for role in parts)
+    follows = (
+        wrapped or not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction)
+    )
+    if follows or {*now.stores} != {"p"} or not (iterate.affine and all(numbers[key].seldom for _, key, _ in changed)):
+        return None
+    new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))
+    corrected = new.call("+", Symbol("load", "p"), new.call("-", new, old))
+    return Program({"p": corrected}, {}), [(row, (BEFORE[row[0]], *row[1:])) for row in changed]

@@ -1,0 +1,146 @@
+"""What an optimizer is made of: parts and options, and what follows from them for state and groups."""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's stubs leave types unknown, and its multi-tensor functions have private names.
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from untuned.parts import fit
+from untuned.parts.declare import SLOT_DTYPES, Number, Slot, check_flag, is_real
+from untuned.parts.kinds import StepSize
+from untuned.parts.place import Parts
+from untuned.recipe.plan import read_by_model_decisions
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+COMPENSATION = "compensation"  # what rounding took from a low-precision parameter: x.p is their sum
+Group = dict[str, Any]
+Named = tuple[Any, Number]  # a number and the part that declares it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """The parts of an optimizer, by the label of the groups they serve, and its options.
+
+    Step size and iterate are the same for all labels; without a partition there is one label, None. Raises `TypeError`
+    or `ValueError` if parts do not fit together or an option is wrong.
+    """
+
+    title: str
+    variants: dict[Any, Parts]
+    maximize: bool = False
+    skip_nonfinite: bool = True
+    slot_dtype: torch.dtype | None = None
+    kahan_sum: bool | None = None
+    stochastic_rounding: bool = False
+    clip_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("maximize", "skip_nonfinite", "stochastic_rounding"):
+            check_flag(self.title, name, getattr(self, name))
+        if self.kahan_sum is not None and check_flag(self.title, "kahan_sum", self.kahan_sum):
+            if self.stochastic_rounding:
+                raise ValueError(
+                    f"{self.title}: stochastic_rounding and kahan_sum have one purpose: choose one of them."
+                )
+        clip = self.clip_grad_norm
+        if clip is not None and not (is_real(clip) and clip > 0):
+            raise ValueError(f"{self.title}: clip_grad_norm must be None or a number above 0, not {clip!r}.")
+        if self.slot_dtype not in (None, *SLOT_DTYPES):
+            raise TypeError(f"{self.title}: slot_dtype must be None, float64, 32 or bfloat16, not {self.slot_dtype!r}.")
+        for parts in self.variants.values():
+            fit.check(parts)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts by their roles; with a partition those of its first label."""
+        return next(iter(self.variants.values()))
+
+    @functools.cached_property
+    def all_parts(self) -> list[Any]:
+        return list(dict.fromkeys(part for parts in self.variants.values() for part in parts.values()))
+
+    def of(self, group: Group) -> Parts:
+        """The parts that serve a group."""
+        return self.parts if len(self.variants) == 1 else self.variants[group["label"]]
+
+    @functools.cached_property
+    def method(self) -> str:
+        """What checkpoints call it: the parts, with the options that shape the state."""
+        return self.written(lambda part: part.shape)
+
+    def written(self, name: Any) -> str:
+        """The parts joined by their names; those that differ between labels in braces."""
+        found: list[str] = []
+        for role in dict.fromkeys(role for parts in self.variants.values() for role in parts):
+            names = {label: name(parts[role]) for label, parts in self.variants.items() if role in parts}
+            same = len({*names.values()}) == 1 and len(names) == len(self.variants)
+            found.append(
+                next(iter(names.values()))
+                if same
+                else "{" + ", ".join(f"{label}: {one}" for label, one in names.items()) + "}"
+            )
+        return " x ".join(found)
+
+    @functools.cached_property
+    def has_modes(self) -> bool:
+        return "modes" in self.parts["iterate"].gives
+
+    @functools.cached_property
+    def driven(self) -> bool:
+        """Whether a part reads the loss."""
+        return any("loss" in part.needs for part in self.all_parts)
+
+    @functools.cached_property
+    def samples(self) -> int | None:
+        """How many samples the data has, if a part reads their numbers."""
+        return next((part.samples for part in self.all_parts if "sample_ids" in part.needs), None)
+
+    @functools.cached_property
+    def signals(self) -> list[str]:
+        return sorted({key for part in self.all_parts for key in part.signals()})
+
+    @functools.cached_property
+    def shared(self) -> list[tuple[Any, str]]:
+        """Parts and options of theirs that must be equal in all groups."""
+        found = map(read_by_model_decisions, self.variants.values())
+        return list(dict.fromkeys(one for of_label in found for one in of_label))
+
+    @functools.cached_property
+    def by_rows(self) -> bool:
+        return any(part.scope == "row" for part in self.all_parts)
+
+    def corrects(self, parts: Parts) -> bool:
+        """Whether the direction divides out the sum of its weights, rho, which is kept per tensor then."""
+        return getattr(parts["direction"], "correct", False)
+
+    def numbers(self, group: Group, per_tensor: bool) -> Iterator[Named]:
+        for part in self.of(group).values():
+            for n in part.numbers().values():
+                if part.per_tensor(n) == per_tensor:
+                    yield part, n
+
+    def slots(self, p: torch.Tensor, group: Group) -> dict[str, Slot]:
+        """The slots of a parameter, by their keys."""
+        parts = self.of(group)
+        slots = {s.key: s for part in parts.values() for s in part.slots().values()}
+        moved = any(part.reads_displacement for part in parts.values()) and not self.stochastic_rounding
+        if (moved if self.kahan_sum is None else self.kahan_sum) and p.dtype in LOW_PRECISION:
+            slots[COMPENSATION] = Slot(COMPENSATION, 0.0)
+        return slots
+
+    def dtype(self, p: torch.Tensor, s: Slot) -> torch.dtype:
+        dtype = self.slot_dtype or p.dtype
+        return torch.float32 if dtype in LOW_PRECISION and (s.total or not self.slot_dtype) else dtype
+
+    @property
+    def every(self) -> int:
+        rule: StepSize = self.parts["step_size"]
+        return rule.every
