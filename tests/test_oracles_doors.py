@@ -17,7 +17,8 @@ MATRICES = [START[0], START[1][None]]
 WAVE = [0.5 + 0.4 * np.sin(k) for k in range(40)]
 NOISE = [[np.random.default_rng([k, i]).normal(size=a.shape) for i, a in enumerate(START)] for k in range(60)]
 FACTORS = np.random.default_rng(5).exponential(size=40).tolist()
-POLAR = (2.0, -1.5, 0.5)
+NO_EPS = 1e-300
+POLAR = (2.0, -1.5, 0.5)  # Newton and Schulz's steps with these take every singular value to 1
 
 
 def logistic(x, k):
@@ -127,10 +128,9 @@ def test_step_with_lr_0_everywhere_does_not_happen(name):
 @every_oracle
 def test_tensor_paused_mid_run_stands_still(name):
     oracle, options, start = case(name)
-    pause = [{"indices": [1], "schedule": [1.0] * 5 + [0.0] * 5 + [1.0] * 5}]
-    # Under Hyperball an element by itself, a row of a vector, moves only where its sign would change.
-    index = 1 if not options.get("rows") else 0
-    pause[0]["indices"] = [index]
+    # Where rows keep their norms, an element of a vector moves only with its sign.
+    index = 0 if options.get("rows") else 1
+    pause = [{"indices": [index], "schedule": [1.0] * 5 + [0.0] * 5 + [1.0] * 5}]
     iterates, _ = oracle(start, logistic, 15, groups=pause, **options)
     moves = np.diff(vector([[x[index]] for x in iterates]), axis=0).any(axis=1)
     assert moves.tolist() == [True] * 4 + [False] * 5 + [True] * 5
@@ -149,8 +149,6 @@ def test_groups_alike_are_one_group(name):
 @every_oracle
 def test_splitting_a_tensor_matters_where_tensors_count_as_a_whole(name):
     oracle, options, start = case(name)
-    if oracle is oracles.muon_momo:
-        start = [START[0], START[1][None]]
     rows = [start[0][:1], start[0][1:], start[1]]
 
     def split(x, k):
@@ -180,7 +178,8 @@ def test_adarem_of_a_scalar_depends_on_the_signs_alone():
     averages = [0.0, 0.2, 0.48, 0.482, 0.0338, 0.03042]
     lr, lam = 0.1, 0.8
     expected = [
-        -lr * (1 + lam**t * np.sign(g) * np.sign(m)) * g for t, (g, m) in enumerate(zip(gradients, averages, strict=True))
+        -lr * (1 + lam**t * np.sign(g) * np.sign(m)) * g
+        for t, (g, m) in enumerate(zip(gradients, averages, strict=True))
     ]
     iterates, _ = oracles.adarem([np.array([1.0])], given(*[[g] for g in gradients]), 6, lr=lr, lam=lam, eps=0.0)
     np.testing.assert_allclose(np.diff(vector(iterates)[:, 0], prepend=1.0), expected, rtol=1e-13, atol=1e-15)
@@ -309,17 +308,16 @@ def test_projection_of_a_scale_invariant_loss_is_the_plain_run_at_another_lr(bas
             grads.append((direction - (direction * a).sum() * a / size**2) / size)
         return 0.0, grads
 
+    lr = 0.37
     # With b1 = 0 and b2 = 0 Adam's direction is the sign of the gradient, which has no memory of another scale.
     options = {"betas": (0.0, 0.0), "eps": 0.0} if base == "adamw" else {}
-    plain, _ = getattr(oracles, base)(START, invariant, 30, lr=0.2, weight_decay=0.0, **options)
+    plain, _ = getattr(oracles, base)(START, invariant, 30, lr=lr, weight_decay=0.0, **options)
     sizes = [[np.linalg.norm(a) for a in x] for x in [START, *plain]]
-    scaled = [
-        {"indices": [i], "schedule": [(sizes[0][i] / sizes[k][i]) ** power for k in range(30)]} for i in range(2)
-    ]
-    ours, _ = oracles.normalize_and_project(START, invariant, 30, base=base, lr=0.2, groups=scaled, **options)
+    scaled = [{"indices": [i], "schedule": [(sizes[0][i] / sizes[k][i]) ** power for k in range(30)]} for i in range(2)]
+    ours, _ = oracles.normalize_and_project(START, invariant, 30, base=base, lr=lr, groups=scaled, **options)
     rescaled = [[a / s * s0 for a, s, s0 in zip(x, sizes[k + 1], sizes[0], strict=True)] for k, x in enumerate(plain)]
     assert_same(ours, rescaled, tolerance=1e-10)
-    assert sizes[-1][0] > 1.2 * sizes[0][0]
+    assert sizes[-1][0] > 1.1 * sizes[0][0]
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -345,7 +343,7 @@ def test_projection_leaves_zero_rows_and_tensors_alone():
     for normalize_update in (False, True):
         options = {"base": "sgd", "lr": 0.5, "normalize_update": normalize_update}
         [x], _ = oracles.normalize_and_project(start, lambda x, k: (0.0, g), 1, rows=True, **options)
-        assert_same([x], [[[[-0.5, -1.0], [3.0, 4.0]], [-0.5, 0.5]]] and [[np.array(a) for a in ([[-0.5, -1.0], [3.0, 4.0]], [-0.5, 0.5])]])
+        assert_same([x], [[np.array([[-0.5, -1.0], [3.0, 4.0]]), np.array([-0.5, 0.5])]])
     # A step into zero is not undone.
     [[x]], _ = oracles.normalize_and_project([np.array([3.0, 4.0])], given([3.0, 4.0]), 1, base="sgd", lr=1.0)
     assert (x == 0).all()
@@ -440,15 +438,11 @@ def test_muon_momo_at_the_cap_is_muon_and_adam_side_by_side(bias_correction):
     iterates, scalars = oracles.muon_momo(START, noise, 20, bias_correction=bias_correction, **options)
     rho = 1 - 0.8 ** np.arange(1, 21) if bias_correction else np.ones(20)
     np.testing.assert_allclose(scalars["theta"], 1 / rho, rtol=1e-12)
-    matrix, _ = oracles.muon(
-        START[:1], noise, 1, lr=1e-3, momentum=0.8, nesterov=False, weight_decay=0.0
-    )
+    matrix, _ = oracles.muon(START[:1], noise, 1, lr=1e-3, momentum=0.8, nesterov=False, weight_decay=0.0)
     assert_same([x[:1] for x in iterates[:1]], matrix)
     if bias_correction:
         matrix, _ = oracles.muon(START[:1], noise, 20, lr=1e-3, momentum=0.8, nesterov=False, weight_decay=0.0)
-        rest, _ = oracles.adam(
-            START[1:], lambda x, k: (0.0, NOISE[k - 1][1:]), 20, lr=1e-3, betas=(0.8, 0.99)
-        )
+        rest, _ = oracles.adam(START[1:], lambda x, k: (0.0, NOISE[k - 1][1:]), 20, lr=1e-3, betas=(0.8, 0.99))
         assert_same([x[:1] for x in iterates], matrix)
         assert_same([x[1:] for x in iterates], rest)
 
@@ -525,7 +519,7 @@ def test_gpa_averages_are_exponential():
 
 COMPOSED = {
     "sps": (oracles.sps_schedule_free, oracles.sps, {"lr": 3.0, "lb": 0.1, "c": 0.7, "weight_decay": 0.1}, "theta"),
-    "momo": (oracles.momo_schedule_free, oracles.momo, {"lr": 3.0, "lb": 0.1, "weight_decay": 0.1}, "theta"),
+    "momo": (oracles.momo_schedule_free, oracles.momo, {"lr": 30.0, "lb": 0.1, "weight_decay": 0.01}, "theta"),
     "momo corrected": (oracles.momo_schedule_free, oracles.momo, {"lr": 3.0, "bias_correction": True}, "theta"),
     "prodigy": (
         oracles.prodigy_schedule_free,
@@ -579,33 +573,23 @@ def test_without_a_step_chosen_nothing_is_averaged():
             assert scalars["theta"] == [0.0] * 5
 
 
-def test_capped_composites_are_schedule_free():
-    """With a bound far below, Polyak's step is lr; with d frozen at 1, Prodigy's is Adam's."""
-    options = {"momentum": 0.7, "r": 0.5, "schedule": WAVE, "weight_decay": 0.1}
-    plain, _ = oracles.schedule_free_sgd(START, logistic, 30, lr=0.1, **options)
-    for look in ("z", "y"):
-        ours, _ = oracles.sps_schedule_free(START, logistic, 30, lr=0.1, lb=-1e3, look=look, **options)
-        assert_same(ours, plain)
-        momo = {**options, "weight_decay": 0.0}
-        plain_momo, _ = oracles.schedule_free_sgd(START, logistic, 30, lr=0.1, **momo)
-        ours, _ = oracles.momo_schedule_free(START, logistic, 30, lr=0.1, beta=0.0, lb=-1e3, look=look, **momo)
-        assert_same(ours, plain_momo)
-        ours, scalars = oracles.prodigy_schedule_free(
-            START, logistic, 30, lr=0.1, d0=50.0, betas=(0.0, 0.99), beta3=0.9, look=look, **options
-        )
-        assert set(scalars["d"]) == {50.0}
-        # Prodigy's v is uncorrected: with a first factor sqrt(1 - b2^t) of lr it would be, which no schedule may see.
-        lr = [50 * 0.1 * w / sqrt(1 - 0.99 ** (t + 1)) for t, w in enumerate(WAVE)]
-        z = base_points(ours, scalars["averaged"], 0.7)
-        y, v = vector([START, *ours]), 0.0
-        for t in range(30):
-            g = vector([logistic([y[t][:6].reshape(3, 2), y[t][6:]], t + 1)[1]])[0]
-            v = 0.99 * v + 0.01 * g**2
-            u = g / np.sqrt(v / (1 - 0.99 ** (t + 1)))
-            before = z[t - 1] if t else y[0]
-            np.testing.assert_allclose(
-                z[t] - before, -lr[t] * u - 50 * 0.1 * WAVE[t] * 0.1 * y[t], rtol=1e-6, atol=1e-6
-            )
+@pytest.mark.parametrize("look", ["z", "y"])
+def test_capped_composites_are_schedule_free(look):
+    """With a bound far below, Polyak's and MoMo's step is lr; with d at 1, Prodigy's is Adam's."""
+    options = {"lr": 0.1, "r": 0.5, "schedule": WAVE}
+    sgd, _ = oracles.schedule_free_sgd(START, logistic, 30, momentum=0.7, **options)
+    decayed, _ = oracles.schedule_free_sgd(START, logistic, 30, momentum=0.7, weight_decay=0.1, **options)
+    adamw, _ = oracles.schedule_free_adamw(START, logistic, 30, betas=(0.7, 0.99), eps=NO_EPS, **options)
+    options = {"momentum": 0.7, "look": look, **options}
+    ours, _ = oracles.sps_schedule_free(START, logistic, 30, lb=-1e3, weight_decay=0.1, **options)
+    assert_same(ours, decayed)
+    ours, _ = oracles.momo_schedule_free(START, logistic, 30, beta=0.0, lb=-1e3, **options)
+    assert_same(ours, sgd)
+    ours, scalars = oracles.prodigy_schedule_free(
+        START, logistic, 30, betas=(0.0, 0.99), eps=NO_EPS, d0=1.0, d_coef=1e-9, use_bias_correction=True, **options
+    )
+    assert set(scalars["d"]) == {1.0}
+    assert_same(ours, adamw)
 
 
 def test_polyak_at_z_solves_the_linear_model_there():
@@ -719,38 +703,31 @@ def test_ordered_momentum_ends_alike_in_any_order_of_arrival():
 
 
 def test_synchronous_workers_are_nesterovs_momentum_of_the_mean_gradient():
-    """All K gradients of a round are of the same model: torch's Nesterov with lr / K a gradient, at the rounds' ends."""
+    """All K gradients of a round are of one model: torch's Nesterov with lr / K a gradient, at the rounds' ends."""
     K, rounds = 4, 10
     indexes = [K * (t // K) for t in range(K * rounds)]
     ours, _ = oracles.ordered_momentum(START, logistic, indexes, workers=K, lr=0.2 / K, momentum=0.8)
-    x, m, expected = START, [0 * a for a in START], []
+    x, m = START, [0 * a for a in START]
     for r in range(rounds):
         grads = [logistic(x, K * r + j + 1)[1] for j in range(K)]
         g = [sum(column) / K for column in zip(*grads, strict=True)]
         m = [0.8 * a + b for a, b in zip(m, g, strict=True)]
-        # The bucket of round r opens after its first gradient: momentum moves with round r + 1.
-        expected.append((x, m, g))
-        x = ours[K * (r + 1) - 1]
-    for r in range(rounds):
-        before, buffer, g = expected[r]
-        moved = [a - 0.2 * (b + 0.8 * c) for a, b, c in zip(before, g, buffer, strict=True)]
-        assert_same([ours[K * (r + 1) - 1]], [moved if r else [a - 0.2 * b for a, b in zip(before, g, strict=True)]])
+        x = [a - 0.2 * (b + 0.8 * c) for a, b, c in zip(x, g, m, strict=True)]
+        assert_same([ours[K * (r + 1) - 1]], [x])
 
 
-def test_ordered_momentum_of_figure_1():
-    """Ten gradients of four workers at beta 1/2: a quarter of the first four, half of the next and the last two."""
-    ones = [np.ones(1)]
-    synchronous = [0] * 4 + [1, 2, 3, 4] + [5, 6]
+@pytest.mark.parametrize("indexes", [[0, 0, 0, 0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]])
+def test_momentum_halves_from_bucket_to_bucket(indexes):
+    """Of four workers at beta 1/2, asynchronous or not: 1/4 of the first four, 1/2 of the next and all of the last.
+
+    These are the coefficients of the paper's figure 1; the tenth gradient opens a bucket, so that all are halved.
+    """
     _, scalars = oracles.ordered_momentum(
-        [np.zeros(10)],
-        lambda x, k: (0.0, [np.eye(10)[k - 1]]),
-        synchronous,
-        workers=4,
-        lr=1.0,
-        momentum=0.5,
+        [np.zeros(10)], lambda x, k: (0.0, [np.eye(10)[k - 1]]), indexes, workers=4, lr=1.0, momentum=0.5
     )
-    assert ones
-    np.testing.assert_allclose(scalars["momentum"][-1][0], [0.25] * 4 + [0.5] * 4 + [1.0] * 2 if False else scalars["momentum"][-1][0])
+    powers = np.array([0.25] * 4 + [0.5] * 4 + [1.0] * 2)
+    np.testing.assert_allclose(scalars["momentum"][8][0], [*powers[:9], 0.0])
+    np.testing.assert_allclose(scalars["momentum"][9][0], powers / 2)
 
 
 def test_ordered_momentum_without_momentum_is_asynchronous_sgd():

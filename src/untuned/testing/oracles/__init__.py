@@ -14,7 +14,7 @@ Every oracle is one loop that reads from top to bottom and shares nothing with t
 
 A tensor whose lr is 0 at a step takes no part in that step: its parameters, moments and counters stay, and no sum over
 the model includes it. A step in which no tensor takes part advances nothing.
-``ordered_momentum`` is called with the index of each gradient in place of ``steps``; its docstring says what lr 0 means.
+``ordered_momentum`` is called with the index of each gradient in place of ``steps``; it says itself what lr 0 means.
 Sums over the model and over time are kept per tensor, so that a pausing tensor leaves them with its past.
 
 The methods that estimate a distance measure a group whose lr is the fraction f of the largest now in other units, as if
