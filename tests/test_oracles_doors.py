@@ -200,6 +200,15 @@ def test_adarem_gain_does_not_depend_on_the_gradients_scale():
     np.testing.assert_allclose(left["gain"], right["gain"], rtol=1e-12, atol=1e-12)
 
 
+def test_adarems_decay_has_no_gain():
+    """From one state the step with decay is the step without it and lr wd x more, whatever the gains are."""
+    plain, _ = oracles.adarem([START[0]], noise, 10, lr=0.1)
+    decayed, _ = oracles.adarem([START[0]], noise, 10, lr=0.1, weight_decay=0.3)
+    before = vector([START[:1], *decayed[:-1]])
+    expected = np.diff(vector([START[:1], *plain]), axis=0) - 0.1 * 0.3 * before
+    np.testing.assert_allclose(np.diff(vector([START[:1], *decayed]), axis=0), expected, rtol=1e-11, atol=1e-13)
+
+
 # Random scaling
 
 
@@ -590,6 +599,35 @@ def test_capped_composites_are_schedule_free(look):
     )
     assert set(scalars["d"]) == {1.0}
     assert_same(ours, adamw)
+
+
+@pytest.mark.parametrize("look", ["z", "y"])
+def test_decay_under_polyaks_step_is_an_l2_penalty_at_y(look):
+    def penalised(x, k):
+        loss, grads = logistic(x, k)
+        penalty = sum(0.05 * float((a * a).sum()) for a in x)
+        return loss + penalty, [g + 0.1 * a for a, g in zip(x, grads, strict=True)]
+
+    options = {"lr": 3.0, "look": look}
+    ours, scalars = oracles.sps_schedule_free(START, logistic, 30, weight_decay=0.1, **options)
+    assert_same(ours, oracles.sps_schedule_free(START, penalised, 30, **options)[0])
+    assert len({theta for theta in scalars["theta"] if 0 < theta < 1}) > 5
+
+
+def test_decay_under_momo_and_prodigy_is_of_z_and_of_y():
+    """Without gradients of the first tensor, which the second one's steps take along."""
+
+    def problem(x, k):
+        return 1.0, [0 * x[0], NOISE[k - 1][1]]
+
+    options = {"momentum": 0.7, "weight_decay": 0.1}
+    ours, scalars = oracles.momo_schedule_free(START, problem, 20, lr=0.5, **options)
+    z = base_points([x[:1] for x in ours], [x[:1] for x in scalars["averaged"]], 0.7)
+    np.testing.assert_allclose(z, np.outer(1.05 ** -np.arange(1.0, 21), START[0].ravel()), rtol=1e-11)
+    ours, scalars = oracles.prodigy_schedule_free(START, problem, 20, d0=0.5, d_coef=1e-9, **options)
+    z = base_points([x[:1] for x in ours], [x[:1] for x in scalars["averaged"]], 0.7)
+    y = vector([START[:1], *[x[:1] for x in ours[:-1]]])
+    np.testing.assert_allclose(np.diff(z, axis=0, prepend=START[0].reshape(1, -1)), -0.05 * y, rtol=1e-9, atol=1e-13)
 
 
 def test_polyak_at_z_solves_the_linear_model_there():
