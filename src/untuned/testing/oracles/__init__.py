@@ -14,6 +14,7 @@ Every oracle is one loop that reads from top to bottom and shares nothing with t
 
 A tensor whose lr is 0 at a step takes no part in that step: its parameters, moments and counters stay, and no sum over
 the model includes it. A step in which no tensor takes part advances nothing.
+``ordered_momentum`` is called with the index of each gradient in place of ``steps``; it says itself what lr 0 means.
 Sums over the model and over time are kept per tensor, so that a pausing tensor leaves them with its past.
 
 The methods that estimate a distance measure a group whose lr is the fraction f of the largest now in other units, as if
@@ -21,7 +22,14 @@ all had the largest lr: y = x / f where coordinates are normalised (Adam, AdaGra
 that ||g||^2 counts f times and ||x - x_0||^2 1/f times.
 """
 
-from untuned.testing.oracles.averaging import schedule_free_adamw, schedule_free_sgd
+from untuned.testing.oracles.averaging import (
+    gpa,
+    momo_schedule_free,
+    prodigy_schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
+    sps_schedule_free,
+)
 from untuned.testing.oracles.classic import adam, adamw, sgd
 from untuned.testing.oracles.dadapt import (
     dadapt_adagrad,
@@ -34,16 +42,22 @@ from untuned.testing.oracles.dadapt import (
 )
 from untuned.testing.oracles.dog import dog, dowg, ldog
 from untuned.testing.oracles.dual import gradagrad, gradagrad_diagonal, madgrad, mda, mirror_madgrad, sngm
+from untuned.testing.oracles.gradients import adarem
+from untuned.testing.oracles.matrix import muon, muon_momo
 from untuned.testing.oracles.mechanic import mechanic, mechanize
 from untuned.testing.oracles.momo import momo, momo_adam
+from untuned.testing.oracles.ormo import ordered_momentum, ordered_momentum_closed_form
 from untuned.testing.oracles.polyak import alig, dec_sps, motaps, prox_sps, sp, sps, taps
 from untuned.testing.oracles.prodigy import prodigy, prodigy_da, prodigy_gd, resetting, resetting_gd
+from untuned.testing.oracles.projection import normalize_and_project
 from untuned.testing.oracles.protocol import linear_decay
+from untuned.testing.oracles.scaling import random_scaled, random_scaled_schedule_free
 from untuned.testing.oracles.tam import adatam, adatamw, tam
 
 __all__ = [
     "adam",
     "adamw",
+    "adarem",
     "adatam",
     "adatamw",
     "alig",
@@ -57,6 +71,7 @@ __all__ = [
     "dec_sps",
     "dog",
     "dowg",
+    "gpa",
     "gradagrad",
     "gradagrad_diagonal",
     "ldog",
@@ -68,11 +83,20 @@ __all__ = [
     "mirror_madgrad",
     "momo",
     "momo_adam",
+    "momo_schedule_free",
     "motaps",
+    "muon",
+    "muon_momo",
+    "normalize_and_project",
+    "ordered_momentum",
+    "ordered_momentum_closed_form",
     "prodigy",
     "prodigy_da",
     "prodigy_gd",
+    "prodigy_schedule_free",
     "prox_sps",
+    "random_scaled",
+    "random_scaled_schedule_free",
     "resetting",
     "resetting_gd",
     "schedule_free_adamw",
@@ -81,6 +105,7 @@ __all__ = [
     "sngm",
     "sp",
     "sps",
+    "sps_schedule_free",
     "tam",
     "taps",
 ]
