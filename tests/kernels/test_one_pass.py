@@ -134,23 +134,23 @@ class Deciding(Direction):
         return dot(x.g, x.g)
 
     def decide(self, c: Any, gg: Any) -> None:
-        getattr(self, self.rule)(c, gg)
+        getattr(self, f"_{self.rule}")(c, gg)
 
-    def swaps(self, c: Any, gg: Any) -> None:
+    def _swaps(self, c: Any, gg: Any) -> None:
         c.s, c.q = c.q, c.s
 
-    def keeps(self, c: Any, gg: Any) -> None:
+    def _keeps(self, c: Any, gg: Any) -> None:
         c.s = gg / (gg - gg)  # is not finite, and so not written
         c.q = c.s + 1
 
-    def drops(self, c: Any, gg: Any) -> None:
+    def _drops(self, c: Any, gg: Any) -> None:
         c.s = minimum(0.1, sqrt(-gg))  # NaN, and so not written
         c.q = maximum(sqrt(-gg), 0.1)
 
-    def small(self, c: Any, gg: Any) -> None:
+    def _small(self, c: Any, gg: Any) -> None:
         c.s = 1e14 * cbrt(gg * 1e-45)
 
-    def torch(self, c: Any, gg: Any) -> None:
+    def _torch(self, c: Any, gg: Any) -> None:
         c.s = torch.sqrt(torch.as_tensor(gg))
 
     def unit(self, x: Any) -> Any:

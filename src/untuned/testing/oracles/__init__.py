@@ -35,11 +35,10 @@ from untuned.testing.oracles.dadapt import (
     dadapt_adagrad,
     dadapt_adam,
     dadapt_adan,
-    dadapt_da,
-    dadapt_gd,
     dadapt_lion,
     dadapt_sgd,
 )
+from untuned.testing.oracles.dadapt_convex import dadapt_da, dadapt_gd
 from untuned.testing.oracles.dog import dog, dowg, ldog
 from untuned.testing.oracles.dual import gradagrad, gradagrad_diagonal, madgrad, mda, mirror_madgrad, sngm
 from untuned.testing.oracles.gradients import adarem
