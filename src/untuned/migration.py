@@ -13,6 +13,7 @@ import torch
 from untuned.directions import Momentum
 from untuned.iterates import Plain
 from untuned.memory.buckets import number_from, sliced
+from untuned.optimizer.groups import check_shared
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizers.averaging import AdamWScheduleFree, SGDScheduleFree
 from untuned.optimizers.classic import SGD, Adam, AdamW
@@ -263,7 +264,7 @@ def migrate(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         ours["steps"] = steps
         for part in optimizer.parts.values():
             ours |= {key: check(part.name, part.fields[key], ours[key]) for key in part.hypers()}
-    optimizer._check_shared([ours for _, ours in run.groups])
+    check_shared(optimizer.recipe, [ours for _, ours in run.groups])
     optimizer.load_state_dict(new)
 
 

@@ -137,7 +137,11 @@ def test_options_of_the_engine_pass() -> None:
         loss_group=None,
         execution="reference",
     )
-    assert (optimizer.recipe.maximize, optimizer.recipe.skip_nonfinite, optimizer.recipe.slot_dtype) == (True, False, torch.float32)
+    assert (optimizer.recipe.maximize, optimizer.recipe.skip_nonfinite, optimizer.recipe.slot_dtype) == (
+        True,
+        False,
+        torch.float32,
+    )
     assert (optimizer.loss_group, optimizer.execution) == (None, "reference")
 
 

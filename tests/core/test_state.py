@@ -234,7 +234,9 @@ def test_the_checkpoint_of_another_method_is_refused(by: str, into: str) -> None
     loading = EVERY[into](other.parameters())
     train(other, loading, range(2))
     before = everything(loading)
-    sentence = re.escape(f"another method saved this checkpoint, {optimizer.recipe.method}, not {loading.recipe.method}.")
+    sentence = re.escape(
+        f"another method saved this checkpoint, {optimizer.recipe.method}, not {loading.recipe.method}."
+    )
     with pytest.raises(ValueError, match=sentence):
         loading.load_state_dict(saved(optimizer))
     assert different(before, everything(loading)) == []

@@ -10,7 +10,7 @@ from test_native import ALL, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import untuned
-from untuned.kernels import reference
+from untuned.run import eager as reference
 
 pytest.importorskip("numba")
 

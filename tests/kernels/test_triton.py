@@ -25,7 +25,7 @@ import untuned  # noqa: E402
 from untuned.directions import Gradient  # noqa: E402
 from untuned.kernels import triton as kernels  # noqa: E402
 from untuned.kernels.triton import BLOCK, add_chunks, power  # noqa: E402
-from untuned.parts import StepSize, hyper
+from untuned.parts import StepSize, hyper  # noqa: E402
 from untuned.run import launch as sweeps  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"

@@ -83,7 +83,7 @@ def tanh(x):
 
 @triton.jit
 def at_random(value, seed, SHIFT: tl.constexpr):
-    """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see untuned.memory.rounding."""
+    """A float32 with the bits of a bfloat16 above and below it, by the hash of a uint32; see memory.rounding."""
     x = (seed ^ (seed >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     bits = (value.to(tl.uint32, bitcast=True) + (((x ^ (x >> 16)) >> SHIFT) & 0xFFFF)) & 0xFFFF0000
@@ -98,7 +98,7 @@ def largest(x):
 
 @triton.jit
 def add_chunks(partial, first, sums, COUNT: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr):
-    """sums[t, j] = the sum of partial[c, j] over the chunks c of tensor t; the maximum where bit j of LARGEST is set."""
+    """sums[t, j] = the sum, or where bit j of LARGEST is set the maximum, of partial[c, j] over tensor t's chunks c."""
     t = tl.program_id(0)
     j = tl.program_id(1)
     total = tl.full((WIDTH,), 0.0, tl.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,24 +61,30 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        direction: Any,
+        direction: Direction | Mapping[str, Direction],
         step_size: StepSize,
         iterate: Iterate,
-        decay: Any,
+        decay: WeightDecay | Mapping[str, WeightDecay],
         *,
-        gradient: Any = (),
-        around: Any = (),
+        gradient: Sequence[GradientTransform] | Mapping[str, Sequence[GradientTransform]] = (),
+        around: Sequence[StepTransform] | Mapping[str, Sequence[StepTransform]] = (),
+        maximize: bool = False,
+        skip_nonfinite: bool = True,
+        slot_dtype: torch.dtype | None = None,
         loss_group: Any = "world",
         shard_group: Any = None,
+        kahan_sum: bool | None = None,
+        stochastic_rounding: bool = False,
+        clip_grad_norm: float | None = None,
         execution: str = "auto",
         **others: Any,
     ) -> None:
         title = type(self).__name__ if type(self) is not Optimizer else "compose"
         chains = {"gradient": gradient, "direction": direction, "step_size": step_size, "around": around}
         variants = _variants(chains | {"iterate": iterate, "decay": decay})
-        known = {k: v for k, v in others.items() if k in groups.OPTIONS}
-        self.recipe = Recipe(title, variants, **known)
-        if unknown := sorted(groups.without_torch_options(self.recipe, others).keys() - known.keys()):
+        options = maximize, skip_nonfinite, slot_dtype, kahan_sum, stochastic_rounding, clip_grad_norm
+        self.recipe = Recipe(title, variants, *options)
+        if unknown := sorted(groups.without_torch_options(self.recipe, others)):
             raise TypeError(f"{title} has no option {unknown[0]!r}; it has {', '.join(sorted(self._options))}.")
         launch.check_execution(title, execution)
         self.loss_group, self.shard_group, self.execution = loss_group, shard_group, execution
@@ -379,7 +385,7 @@ class Optimizer(torch.optim.Optimizer):
 
 def _variants(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
     """The parts by label and role, from one part, list of transforms or dict of such for each role."""
-    partitions = {role: value for role, value in given.items() if isinstance(value, dict)}
+    partitions = {role: value for role, value in given.items() if isinstance(value, Mapping)}
     for role, value in partitions.items():
         if role in ("step_size", "iterate") or {*value} != {*next(iter(partitions.values()))} or not value:
             raise TypeError(

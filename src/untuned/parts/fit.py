@@ -66,12 +66,15 @@ def _check_verbs(part: Part) -> None:
         )
     for verb, partner in PARTNERS.items():
         if verb in kind.verbs and hasattr(part, verb) and not hasattr(part, partner):
-            raise TypeError(f"{part.name}: the verb {verb!r} does nothing without {partner!r}. Add that verb.")
+            raise TypeError(f"{part.name}: it has {verb!r} and no {partner!r}, without which it does nothing. Add it.")
     if isinstance(part, Iterate) and hasattr(part, "leave") != ("modes" in part.gives):
-        raise TypeError(f"{part.name}: 'leave' and 'enter' belong to an iterate that gives 'modes'. Add it, or them.")
+        raise TypeError(f"{part.name}: it has 'leave' and 'enter' and must give 'modes', or none of them.")
     for said, words in (("gives", part.gives), ("needs", part.needs), ("lacks", part.lacks)):
         if unknown := sorted({*words} - WORDS.keys()):
-            raise TypeError(f"{part.name}: {said} has the unknown word {unknown[0]!r}; known are {', '.join(WORDS)}.")
+            near = difflib.get_close_matches(unknown[0], WORDS, n=1) or WORDS
+            raise TypeError(
+                f"{part.name}: {unknown[0]!r} in {said} is no word of the library; use {', '.join(map(repr, near))}."
+            )
 
 
 def kind_of(part: Part) -> Any:

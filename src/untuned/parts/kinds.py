@@ -20,6 +20,7 @@ from untuned.parts.part import Part
 from untuned.parts.place import Place
 
 ADVICE = ("caution", "advice", "refuse")
+WRITERS = ("look", "accumulate", "reform", "measure", "move", "leave", "enter", "remember")  # of slots
 PARTNERS = {"look": "decide", "measure": "decide", "leave": "enter", "enter": "leave"}
 
 

@@ -124,16 +124,16 @@ def each(summand: Any) -> Reduced:
 
 
 def mixed(x: Any) -> Any:
-    """A hash of 32 bits of integers held in int64: two rounds of xorshift and multiply, with constants of least bias."""
+    """A hash of 32 bits of integers held in int64: xorshift and multiply, twice, with constants of least bias."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)
 
 
 def uniform(seed: Any, k: Any) -> Any:
-    """In `decide`: a number in (0, 1) that follows from a seed and a count, whole numbers below 2^32, and from no state.
+    """In `decide`: a number in (0, 1), of 32 random bits, that follows from two whole numbers below 2^32 alone.
 
-    Equal on all ranks and after a resume; of 32 random bits.
+    So it is equal on all ranks and after a resume.
     """
     seed, k = (q.long() if isinstance(q, torch.Tensor) else np.asarray(q).astype(np.int64) for q in (seed, k))
     return (mixed(mixed(k) ^ mixed(seed + 0x9E3779B9 & 0xFFFFFFFF)) + 0.5) / 2.0**32

@@ -53,7 +53,7 @@ class Place:
 class Frame:
     """Resolves names for one tensor (streams and scalars) or for one `decide` (scalars only)."""
 
-    where: ClassVar[str] = "a sweep"
+    where: ClassVar[str] = "sweeps"
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -73,7 +73,7 @@ class Frame:
     def read(self, part: Part, name: str) -> Any:
         if name == "top" and part.scope != "model":
             name = "lr"
-        letter = part.letters.get(name)
+        letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
             return self.slot(letter.key)
         if isinstance(letter, Number):
@@ -85,11 +85,15 @@ class Frame:
         if name in LETTERS:
             where, read, meaning = LETTERS[name]
             if where not in ("", self.where):
-                raise AttributeError(f"{part.name}: x.{name} ({meaning}) exists in {where} only, not in {self.where}.")
+                hint = "measure" if hasattr(part, "measure") or not hasattr(part, "look") else "look"
+                hint = f" ({meaning}); return what {hint!r} sums of it" if letter_of == "c" else f" ({meaning})"
+                raise AttributeError(f"{part.name}: {letter_of}.{name} exists only in {where}{hint}.")
             return read(self, part)
         if name.startswith("was_") and isinstance(old := part.letters.get(name[4:]), Number):
             return self.number_before(part, old)
-        raise AttributeError(f"{part.name}: x.{name} is neither one of its letters nor one of {' '.join(LETTERS)}.")
+        raise AttributeError(
+            f"{part.name}: {letter_of}.{name} is neither one of its letters nor one of {' '.join(LETTERS)}."
+        )
 
     def write(self, part: Part, name: str, value: Any) -> None:
         raise AttributeError(f"{part.name}: x.{name} cannot be written here.")
@@ -140,7 +144,8 @@ class Frame:
 
     def gradient(self, part: Part) -> Any:
         g, role = self.raw(part), next(role for role, one in self.parts.items() if one is part)
-        return g if role.startswith("gradient") else self.parts["decay"].gradient(self.place("decay"), g)
+        # the weights that decay are those from before the sweep, whatever moved in it
+        return g if role.startswith("gradient") else self.parts["decay"].gradient(self.old().place("decay"), g)
 
 
 Read = Callable[[Frame, Part], Any]
@@ -170,17 +175,17 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
 
 # letter: (where it exists, "" for both a sweep and a decision; how it is read; what it is)
 LETTERS: dict[str, tuple[str, Read, str]] = {
-    "p": ("a sweep", _engine("p"), "the parameter"),
-    "g": ("a sweep", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
-    "raw": ("a sweep", Frame.raw, "its gradient before the weight decay"),
+    "p": ("sweeps", _engine("p"), "the parameter"),
+    "g": ("sweeps", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
+    "raw": ("sweeps", Frame.raw, "its gradient before the weight decay"),
     "w": (
         "a sweep",
         _verb("iterate", "point", default=_engine("p")),
         "where the plain step starts: x.p, z of averages",
     ),
-    "m": ("a sweep", _average, "the direction's average of gradients"),
-    "u": ("a sweep", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
-    "scale": ("a sweep", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),
+    "m": ("sweeps", _average, "the direction's average of gradients"),
+    "u": ("sweeps", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
+    "scale": ("sweeps", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),
     "factor": (
         "",
         _verb("direction", "factor", default=1.0),
@@ -198,7 +203,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "t": ("", _engine("t"), "steps this tensor has taken, from 1"),
     "k": ("", _engine("k"), "steps the model has taken, from 1"),
     "top": ("", _engine("top"), "the largest lr of all groups in the scope of the part"),
-    "loss": ("a decision", _engine("loss"), "the loss of the step"),
-    "ids": ("a decision", _engine("ids"), "the numbers of the samples in the batch"),
-    "old": ("a sweep", lambda frame, part: Place(frame.old(), part), "the same with slots from before this sweep"),
+    "loss": ("'decide'", _engine("loss"), "the loss of the step"),
+    "ids": ("'decide'", _engine("ids"), "the numbers of the samples in the batch"),
+    "old": ("sweeps", lambda frame, part: Place(frame.old(), part), "the same with slots from before this sweep"),
 }

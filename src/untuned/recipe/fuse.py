@@ -6,7 +6,7 @@
 
        accumulate measure | decide | move     ->     accumulate measure move | decide | correct, if d changed
 
-2. Decide in the pass: where every decision is of one tensor alone, a kernel sums, decides and goes on, tensor by tensor.
+2. Decide in the pass: where every decision is of one tensor alone, a kernel sums, decides and moves tensor by tensor.
 
        sums of all | decide all | move all    ->     sums, decide, move of one tensor after the other
 
@@ -21,14 +21,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+from untuned.parts import fit
 from untuned.parts.declare import Number
+from untuned.parts.kinds import ADVICE, WRITERS
 from untuned.parts.part import Part
-from untuned.parts.place import Parts
+from untuned.parts.place import Frame, Parts
 from untuned.recipe.plan import Plan, Verbs
 from untuned.recipe.recipe import Recipe
 from untuned.recipe.symbols import BEFORE, Column, Program, Symbol, Zeros, leaves, same
@@ -60,11 +63,12 @@ class Stage:
 
 def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     """The stages between the decisions of a plan, for tensors that these parts serve."""
+    _check_letters(recipe, parts)
     served = [([v for v in verbs if hasattr(parts.get(v[0]), v[1])], deciders) for verbs, deciders in plan]
     found = [[_of_verbs(recipe, parts, part) for part in _split(verbs)] for verbs, _ in served]
-    for here, (verbs, deciders) in zip(found, served, strict=True):
+    for here, (_, deciders) in zip(found, served, strict=True):
         for role, _ in deciders:
-            _check_count(parts, role, here[-1].sums.get(role, []) if here else [], verbs)
+            _check_count(parts, role, len(here[-1].sums.get(role, [])) if here else 0)
     verbs, deciders = served[-2] if len(served) > 1 else ([], [])
     joins = served[-1][0] == [MOVE] and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
     decided = [parts[role] for role, _ in deciders if role in parts]
@@ -82,6 +86,21 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     return found
 
 
+def _check_letters(recipe: Recipe, parts: Parts) -> None:
+    """Run every verb on symbols, also those that no other part asks for: what does not exist raises here."""
+    for role, part in parts.items():
+        for verb in (v for v in fit.kind_of(part).verbs if hasattr(part, v) and v not in ("decide", "reform", *ADVICE)):
+            frame = TraceFrame(recipe, parts)
+            frame.reads_only, frame.at = verb not in WRITERS, (role, verb)
+            others = [Symbol("load", "g")] * (len(inspect.signature(getattr(part, verb)).parameters) - 1)
+            trace(frame, functools.partial(_run_alone, role, verb, others))
+
+
+def _run_alone(role: str, verb: str, others: list[Symbol], frame: Frame) -> Sums:
+    getattr(frame.parts[role], verb)(frame.place(role), *others)
+    return {}
+
+
 def _split(verbs: Verbs) -> list[Verbs]:
     """Matrix math needs whole tensors: it stands alone between sweeps."""
     groups = itertools.groupby(verbs, lambda v: v[1] == "reform")
@@ -96,14 +115,13 @@ def _of_verbs(recipe: Recipe, parts: Parts, by_kernels: Verbs, by_reference: Ver
     return Stage(body(by_reference or by_kernels), traced if every == 1 else None, traced(DECAYS[0]).sums, every=every)
 
 
-def _check_count(parts: Parts, role: str, sums: list[Any], verbs: Verbs) -> None:
-    if role in parts:
-        takes = len(inspect.signature(parts[role].decide).parameters) - 1
-        if takes != len(sums):
-            verb = next((verb for r, verb in verbs if r == role and verb in ("look", "measure")), "measure")
-            raise TypeError(
-                f"{parts[role].name}: 'decide' takes {takes} sums, but {verb!r} gives {len(sums)}. They must be as many."
-            )
+def _check_count(parts: Parts, role: str, given: int) -> None:
+    if role in parts and (takes := len(inspect.signature(parts[role].decide).parameters) - 1) != given:
+        name, verb = parts[role].name, "look" if role.split()[0] in ("direction", "gradient") else "measure"
+        sums, these = f"{takes} sum" + "s" * (takes != 1), f"{given} sum" + "s" * (given != 1)
+        if not hasattr(parts[role], verb):
+            raise TypeError(f"{name}: its 'decide' takes {sums} and there is no {verb!r}. Add it.")
+        raise TypeError(f"{name}: its {verb!r} returns {these} and its 'decide' takes {takes}. They must be as many.")
 
 
 def guard_stage(recipe: Recipe) -> Stage:
@@ -115,7 +133,7 @@ def guard_stage(recipe: Recipe) -> Stage:
 class _Decision(TraceFrame):
     """A decision of one tensor, whose numbers are symbols."""
 
-    where = "a decision"
+    where = "'decide'"
 
     def number(self, part: Part, declared: Number) -> Any:
         if declared.size:

@@ -45,11 +45,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("maximize", "skip_nonfinite", "stochastic_rounding"):
             check_flag(self.title, name, getattr(self, name))
-        if self.kahan_sum is not None and check_flag(self.title, "kahan_sum", self.kahan_sum):
-            if self.stochastic_rounding:
-                raise ValueError(
-                    f"{self.title}: stochastic_rounding and kahan_sum have one purpose: choose one of them."
-                )
+        both = self.kahan_sum is not None and check_flag(self.title, "kahan_sum", self.kahan_sum)
+        if both and self.stochastic_rounding:
+            raise ValueError(f"{self.title}: stochastic_rounding and kahan_sum have one purpose: choose one of them.")
         clip = self.clip_grad_norm
         if clip is not None and not (is_real(clip) and clip > 0):
             raise ValueError(f"{self.title}: clip_grad_norm must be None or a number above 0, not {clip!r}.")

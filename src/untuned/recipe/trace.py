@@ -39,6 +39,7 @@ class TraceFrame(Frame):
     def __init__(self, recipe: Recipe, parts: Parts, zeros: Zeros = frozenset(), early: Sequence[Part] = ()) -> None:
         super().__init__(parts)
         self.recipe, self.zeros, self.early = recipe, zeros, early
+        self.reads_only = False
         self.fresh: dict[str, Any] = {}
 
     def slot(self, key: str) -> Any:
@@ -74,9 +75,14 @@ class TraceFrame(Frame):
         return super().engine(name)
 
     def old(self) -> Frame:
-        return TraceFrame(self.recipe, self.parts, self.zeros, self.early)
+        return TraceFrame(self.recipe, self.parts, self.zeros, self.early) if self.fresh else self
 
     def write(self, part: Part, name: str, value: Any) -> None:
+        if self.reads_only:
+            raise AttributeError(
+                f"{part.name}: x.{name} cannot be written in {self.at[1]!r}, which runs at every mention of its value. "
+                f"Write it in 'accumulate' or 'remember'."
+            )
         self.fresh[self.written(part, name)] = Symbol.lift(value)
 
 
@@ -118,10 +124,11 @@ def trace(frame: TraceFrame, run: Body) -> Program:
             raise  # a letter that does not exist says so itself
         steps, (role, verb) = traceback.extract_tb(error.__traceback__), frame.at
         at = next((f for f in reversed(steps) if not f.filename.startswith(_OURS)), steps[-1])
+        names, owner = " x ".join(part.name for part in frame.parts.values()), frame.parts[role].name
         raise TypeError(
-            f"{' x '.join(part.name for part in frame.parts.values())}: the verb {verb!r} of {frame.parts[role].name} is "
-            f"not elementwise math as untuned.parts has it: {error} In {at.name!r}, line {at.lineno}: {at.line} Use "
-            f"arithmetic, sqrt, cbrt, exp, log, tanh, minimum, maximum and where."
+            f"{names}: the verb {verb!r} of {owner} is not elementwise math as untuned.parts has it: {error} "
+            f"In {at.name!r}, line {at.lineno}: {at.line} Use arithmetic, sqrt, cbrt, exp, log, tanh, minimum, maximum "
+            f"and where."
         ) from error
     lifted = {r: [dataclasses.replace(one, value=Symbol.lift(one.value)) for one in of] for r, of in sums.items()}
     return Program(frame.fresh, lifted)

@@ -1,4 +1,4 @@
-"""Decisions: scalar math on what sweeps have reduced, once per step, for the model, a group, its tensors or their rows."""
+"""Decisions: scalar math on what sweeps have reduced, once per step: of the model, a group, tensors or rows."""
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -28,7 +28,7 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    where = "a decision"
+    where = "'decide'"
 
     def __init__(self, now: Now, role: str, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(buckets[0].parts)

@@ -113,6 +113,8 @@ class ElementFrame(Frame):
         return self.letters[name](self) if name in self.letters else super().engine(name)
 
     def old(self) -> Frame:
+        if not self.fresh:
+            return self
         old = ElementFrame(self.now, self.bucket, self.i, self.every, self.block)
         old.loads = self.loads
         return old

@@ -50,7 +50,7 @@ class Launch:
         verbs = plan(recipe.variants.values())
         by_label = {label: stages(recipe, parts, verbs) for label, parts in recipe.variants.items()}
         self.guard = guard_stage(recipe)
-        self.guarded: Stages = dict.fromkeys(recipe.variants, [self.guard])
+        self.guarded: Stages = {label: [self.guard] for label in recipe.variants}
         self.plan: list[tuple[Stages, Sums, Verbs]] = []
         for i, (_, deciders) in enumerate(verbs):
             here = {label: found[i] for label, found in by_label.items()}

@@ -8,8 +8,8 @@
     move         p <- where the iterate takes it, by x.base(w) = decay(w - size u), transforms around it
     remember     what is kept for the next step
 
-Verbs that follow each other without a decision in between are one sweep over memory (`recipe.plan`), and the rewrites of
-`recipe.fuse` save more. Docs: a step in a picture, docs/step.md.
+Verbs that follow each other without a decision in between are one sweep over memory (`recipe.plan`), and the rewrites
+of `recipe.fuse` save more. Docs: a step in a picture, docs/step.md.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false

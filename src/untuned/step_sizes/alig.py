@@ -21,7 +21,7 @@ class ALIG(StepSize):
     lr: float = hyper(default=0.1, within="[0, inf)")
     lb: float = hyper(default=0.0, within="(-inf, inf)")
     delta: float = hyper(default=1e-5, within="(0, inf)")
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    needs: ClassVar[frozenset[str]] = frozenset({"loss", "additive"})
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ class MoMo(StepSize):
     lr: float = hyper(default=1.0, within="[0, inf)")
     lb: float = hyper(default=0.0, within="(-inf, inf)")
     online: bool = False
-    needs: ClassVar[frozenset[str]] = frozenset({"loss", "average"})
+    needs: ClassVar[frozenset[str]] = frozenset({"loss", "average", "additive"})
     F = number(0.0, key="loss_avg")
     E = number(0.0, key="model_offset", each=True)
     mx = number(0.0, key="mx", each=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from untuned.parts import Place, StepSize, dot, hyper, maximum, minimum, number, ratio, sqrt, where
 from untuned.step_sizes.loss_advice import bounded
 
-_NEEDS = frozenset({"loss"})
+_NEEDS = frozenset({"loss", "additive"})
 
 
 def decay_loss(x: Place) -> Any:

@@ -41,8 +41,8 @@ class Prodigy(StepSize):
     scope: str = choice(default="model", others=("group", "tensor"))
     needs: ClassVar[frozenset[str]] = frozenset({"weighted"})
     reads_displacement: ClassVar[bool] = True
-    s = slot("s")
-    x0 = slot("p0", start="start")
+    s = slot("s", shape="slice")
+    x0 = slot("p0", start="start", shape="slice")
     d = number("d0", seldom=True)
     d_max = number("d0")
     d_hat = number(0.0)

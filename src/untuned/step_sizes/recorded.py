@@ -10,7 +10,7 @@ from untuned.parts import Place, StepSize, dot, hyper, number, where
 from untuned.step_sizes.loss_advice import climbs
 from untuned.step_sizes.polyak import decay_loss
 
-_NEEDS = frozenset({"loss", "sample_ids"})
+_NEEDS = frozenset({"loss", "sample_ids", "additive"})
 
 
 def _project(c: Place, samples: int, slope: Any, decay: Any) -> tuple[Any, Any]:
