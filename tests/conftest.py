@@ -35,7 +35,6 @@ class Examples:
         if isinstance(request.node, DoctestItem):
             monkeypatch = request.getfixturevalue("monkeypatch")
             monkeypatch.setattr("untuned.run.launch.native_available", False)
-            monkeypatch.setattr("untuned.optimizer.optimizer.native_available", False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from untuned.directions import TAM, AdaGrad, Adam, Gradient, Momentum, RMSProp
 from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.kernels import native
 from untuned.parts import StepSize, hyper, number
-from untuned.recipe.trace import TraceFrame, trace
+from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
 from untuned.weight_decay import Coupled, Decoupled, Proximal
 
@@ -241,8 +241,8 @@ def test_bytes_per_parameter(name: str) -> None:
 
 def streams(optimizer: untuned.Optimizer, zeros: set[str]) -> int:
     """Tensors that the kernels of a step read and write, without corrections that most steps do not need."""
-    sweeps = [sweep for sweep, _ in optimizer._plan if sweep.only_changed is None]
-    programs = [sweep.program(optimizer, frozenset(zeros)) for sweep in sweeps]
+    stages = [stage for stage in optimizer._launch.stages[None][1:] if stage.only_changed is None]
+    programs = [stage.program(frozenset(zeros)) for stage in stages]
     return sum(len(keys) for program in programs for keys in program.streams())
 
 
@@ -298,13 +298,14 @@ class Foreign(StepSize):
 
 @pytest.mark.parametrize("rule", [Branching, Foreign])
 def test_bodies_that_cannot_be_traced_are_refused_at_construction(rule: type[StepSize]) -> None:
-    with pytest.raises(TypeError, match=rf"{rule.__name__} x .*move.*elementwise"):
+    with pytest.raises(TypeError, match=rf"{rule.__name__} x .*'size' of {rule.__name__} is not elementwise"):
         untuned.compose([torch.nn.Parameter(torch.ones(3))], step_size=rule())
 
 
 def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
     optimizer = untuned.AdamW([torch.nn.Parameter(torch.ones(3))])
-    program = trace(TraceFrame(optimizer), [("direction", "accumulate"), ("iterate", "move")])
+    verbs = [("direction", "accumulate"), ("iterate", "move")]
+    program = trace(TraceFrame(optimizer.recipe, optimizer.parts), body(verbs))
     types = dict.fromkeys(("p", "g", "exp_avg", "exp_avg_sq"), "float32")
     source = native.NumbaWriter(program, types, []).source
     loop = source[source.index("for i in range(n):") :]
@@ -315,7 +316,6 @@ def test_common_subexpressions_are_shared_and_scalars_hoisted() -> None:
 
 def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("untuned.run.launch.native_available", False)
-    monkeypatch.setattr("untuned.optimizer.optimizer.native_available", False)
     p = torch.nn.Parameter(torch.ones(3))
     assert "reference execution" in repr(untuned.AdamW([p]))
     with pytest.raises(ValueError, match=r"needs numba: pip install 'untuned\[kernels\]'"):

@@ -134,7 +134,7 @@ def test_low_precision_kernel_equals_reference(name: str, dtype: torch.dtype, sl
     assert difference(ours, reference) < torch.finfo(dtype).eps
     apart = sum(int((p != q).sum()) for p, q in zip(ours, reference, strict=True))
     assert apart < 0.02 * sum(p.numel() for p in ours)
-    assert len(calls(optimizer)) == 1 + len(optimizer._plan)
+    assert len(calls(optimizer)) == len(optimizer._launch.stages[None])
 
 
 @pytest.mark.parametrize("name", ["momo_adam", "tam"])
@@ -149,7 +149,7 @@ def test_chunks_are_added_per_tensor() -> None:
     partial = torch.randn(sum(counts), 2, dtype=torch.float64, device=DEVICE)
     first = torch.tensor([0, 1, 2501, 2504], dtype=torch.int32, device=DEVICE)
     sums = torch.empty(3, 2, dtype=torch.float64, device=DEVICE)
-    add_chunks[(3, 2)](partial, first, sums, COUNT=2, WIDTH=1024)
+    add_chunks[(3, 2)](partial, first, sums, COUNT=2, WIDTH=1024, LARGEST=0)
     expected = torch.stack([part.sum(0) for part in partial.split(counts)])
     assert float((sums - expected).abs().max()) < 1e-12
 
@@ -218,7 +218,7 @@ def test_launches_and_operations_do_not_depend_on_the_number_of_tensors(
             optimizer.step(loss=loss, sample_ids=[0, 5, 2, 2])
         found.append((len(launches), operations.seen))
     assert found[0] == found[1]
-    programs = [sweep.program(optimizer, frozenset()) for sweep, _ in optimizer._plan]
+    programs = [stage.program(frozenset()) for stage in optimizer._launch.stages[None][1:]]
     assert len(launches) == 2 + sum(bool(p.stores or p.sums) + bool(p.sums) for p in programs)  # the guard: 2
     assert "aten::_local_scalar_dense" not in found[0][1]  # the host reads nothing
 
@@ -279,7 +279,7 @@ def test_sums_of_tensors_that_rest_are_zero() -> None:
     try:
         [batch] = optimizer._launch.batches
         found = [call for call in batch.calls.values() if call and call.writer.count > 1]
-        [sums] = [call.run(optimizer, batch, {0: torch.zeros(())}) for call in found]
+        [sums] = [call.run(optimizer._last, batch, {0: torch.zeros(())}) for call in found]
     finally:
         torch.use_deterministic_algorithms(False)
     assert sums.tolist() == [[0.0, 0.0]]
@@ -368,8 +368,9 @@ from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.kernels.triton import TritonWriter
 
 optimizer = untuned.Prodigy([torch.nn.Parameter(torch.ones(3))])
-measured = trace(TraceFrame(optimizer), [("direction", "accumulate"), ("step_size", "measure")])
-for program in (measured, optimizer._plan[0][0].program(optimizer, frozenset())):
+verbs = [("direction", "accumulate"), ("step_size", "measure")]
+measured = trace(TraceFrame(optimizer.recipe, optimizer.parts), body(verbs))
+for program in (measured, optimizer._launch.stages[None][1].program(frozenset())):
     keys = sorted(set().union(*program.streams()))
     function = compile_source(TritonWriter(program, dict.fromkeys(keys, "float32")).source)
     pointers = ["*i64", "i32", "*i32", "*fp64", "*fp64"]

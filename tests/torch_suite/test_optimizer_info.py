@@ -36,8 +36,10 @@ SAMPLES = 4
 class _EverySample(untuned.Optimizer):
     """The checks know no samples: every batch holds all of them. A step of its own would run the hooks twice."""
 
-    def _checked_ids(self, sample_ids: Any) -> Tensor | None:
-        return super()._checked_ids(range(SAMPLES))
+    def _prepare(self) -> None:
+        super()._prepare()
+        ids = self._inputs._ids
+        self._inputs._ids = lambda sample_ids, device: ids(range(SAMPLES), device)
 
 
 class TAPS(untuned.TAPS, _EverySample):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,20 +17,13 @@ from untuned._version import __version__
 from untuned.memory import checkpoint, slots
 from untuned.memory.buckets import (
     Bucket,
-    Live,
-    arrange,
-    check_gradient,
     device_of,
-    same_objects,
-    take_gradients,
-    takes_part,
 )
 from untuned.memory.now import Now
 from untuned.optimizer import groups
 from untuned.optimizer.inputs import Inputs
 from untuned.optimizer.metrics import Watch
 from untuned.optimizer.options import EngineOptions
-from untuned.parts.declare import check_parameter
 from untuned.parts.kinds import (
     Direction,
     GradientTransform,
@@ -40,13 +32,10 @@ from untuned.parts.kinds import (
     StepTransform,
     WeightDecay,
 )
-from untuned.recipe.recipe import Group, Recipe
+from untuned.recipe.recipe import Group, Recipe, variants_of
 from untuned.run import launch
-from untuned.run.eager import ElementFrame
+from untuned.run.modes import switch
 from untuned.run.step import step as do_step
-
-ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
-CHAINS = {"gradient": GradientTransform, "around": StepTransform}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -81,7 +70,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         title = type(self).__name__ if type(self) is not Optimizer else "compose"
         chains = {"gradient": gradient, "direction": direction, "step_size": step_size, "around": around}
-        variants = _variants(chains | {"iterate": iterate, "decay": decay})
+        variants = variants_of(chains | {"iterate": iterate, "decay": decay})
         options = maximize, skip_nonfinite, slot_dtype, kahan_sum, stochastic_rounding, clip_grad_norm
         self.recipe = Recipe(title, variants, *options)
         if unknown := sorted(groups.without_torch_options(self.recipe, others)):
@@ -99,7 +88,6 @@ class Optimizer(torch.optim.Optimizer):
         self._launch = launch.Launch(self.recipe, self.execution)
         self._inputs = Inputs(self.recipe, self.loss_group, self.shard_group)
         self._watch = Watch()
-        self._arranged: tuple[list[list[Any]], list[Bucket]] = [], []
         self._last: Now | None = None
         self._calls = 0
 
@@ -262,7 +250,7 @@ class Optimizer(torch.optim.Optimizer):
                 )
             groups.check_shared(self.recipe, self.param_groups)
             now.signals = self._inputs.signals(signals, now.device)
-            now.buckets = self._live_buckets(now)
+            now.buckets = self._launch.live(now, self.state)
             if not now.buckets and not self._inputs.meets:
                 return
             value, ids = self._inputs.of_rank(loss, computed, sample_ids, now.device)
@@ -286,35 +274,6 @@ class Optimizer(torch.optim.Optimizer):
         now = Now(self.recipe, self.param_groups, self.device, self.shard_group)
         return self._inputs.call_roll(now, ready, live)
 
-    def _live_buckets(self, now: Now) -> list[Bucket]:
-        """The parameters that take part in this step; arranged and checked anew only when that changes."""
-        live: list[Live] = list(map(takes_part, self.param_groups))
-        seen = [list(self.param_groups), *(params for params, _ in live), slots.tensors(self.state)]
-        known, buckets = self._arranged
-        same = len(known) == len(seen) and all(map(same_objects, known, seen))
-        if same:
-            take_gradients(buckets, live)
-        if not same or not self._launch.found(buckets):
-            for p in itertools.chain.from_iterable(params for params, _ in live):
-                check_parameter(self.recipe.title, p)
-                check_gradient(self.recipe.title, p)
-            self._own()
-            now.buckets = buckets = arrange(live, self.recipe, self.param_groups, self.state)
-            take_gradients(buckets, live)
-            position = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-            for bucket in buckets:
-                slots.create_scratch(self.recipe, slots.stack_numbers(self.recipe, bucket))
-                if self.recipe.stochastic_rounding:
-                    bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
-            self._launch.arrange(now)
-            seen[-1] = slots.tensors(self.state)
-            self._arranged = seen, buckets
-        for bucket in buckets:
-            bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
-            for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
-                check_gradient(self.recipe.title, p)
-        return buckets
-
     # ------------------------------------------------------------------ modes
 
     def train(self, mode: bool = True) -> None:
@@ -330,15 +289,7 @@ class Optimizer(torch.optim.Optimizer):
     def _switch(self, training: bool) -> None:
         if not self.recipe.has_modes or self.param_groups[0]["training"] == training:
             return
-        now = Now(self.recipe, self.param_groups, self.device)
-        for group in self.param_groups:
-            parts = self.recipe.of(group)
-            for p in group["params"]:
-                if held := self.state.get(p):  # before its first step a parameter is what it is
-                    frame = ElementFrame(now, Bucket(group, [p], [held], p.device, (), parts, on=held["step"] > 0), 0)
-                    (parts["iterate"].enter if training else parts["iterate"].leave)(frame.place("iterate"))
-                    frame.commit()
-            group["training"] = training
+        switch(Now(self.recipe, self.param_groups, self.device), self.state, training)
 
     @contextlib.contextmanager
     def averaged_parameters(self) -> Generator[None]:
@@ -368,39 +319,5 @@ class Optimizer(torch.optim.Optimizer):
         return self._watch.read(now, self.state, self._inputs.apart)
 
     def __repr__(self) -> str:
-        rest = len(self._launch.rest)  # known from the first step on
-        by_kernels = bool(self._launch.batches) if rest else self.execution != "reference" and launch.native_available
-        running = "native execution" if by_kernels else "reference execution"
-        running += f", {rest} tensors by the reference" if rest and by_kernels else ""
-        lines = (
-            f"  group {i}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
-            + ", ".join(
-                f"{k}={g[k]}" for k in g if k == "label" or any(k in p.hypers() for p in self.recipe.of(g).values())
-            )
-            for i, g in enumerate(self.param_groups)
-        )
-        head = f"{type(self).__name__} (untuned {__version__}, {running}): {self.recipe.written(repr)}"
-        return "\n".join([head, *lines])
-
-
-def _variants(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
-    """The parts by label and role, from one part, list of transforms or dict of such for each role."""
-    partitions = {role: value for role, value in given.items() if isinstance(value, Mapping)}
-    for role, value in partitions.items():
-        if role in ("step_size", "iterate") or {*value} != {*next(iter(partitions.values()))} or not value:
-            raise TypeError(
-                f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and "
-                f"all dicts have the same labels; this one has {', '.join(map(repr, value)) or 'none'}."
-            )
-    variants: dict[Any, dict[str, Any]] = {}
-    for label in next(iter(partitions.values()), {None: None}):
-        parts = variants[label] = {}
-        for role, value in given.items():
-            mine = value[label] if role in partitions else value
-            kind = (ROLES | CHAINS)[role]
-            chain = {f"{role} {i}": one for i, one in enumerate(mine, start=1)} if role in CHAINS else {role: mine}
-            for name, part in chain.items():
-                if not isinstance(part, kind):
-                    raise TypeError(f"{name} must be a {kind.__name__} part, not {part!r}.")
-            parts |= chain
-    return variants
+        name = f"{type(self).__name__} (untuned {__version__}, {self._launch.running}): {self.recipe.written(repr)}"
+        return "\n".join([name, *(self.recipe.line(i, group) for i, group in enumerate(self.param_groups))])

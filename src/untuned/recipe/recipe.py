@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from untuned.parts import fit
 from untuned.parts.declare import SLOT_DTYPES, Number, Slot, check_flag, is_real
-from untuned.parts.kinds import StepSize
+from untuned.parts.kinds import Direction, GradientTransform, Iterate, StepSize, StepTransform, WeightDecay
 from untuned.parts.place import Parts
 from untuned.recipe.plan import read_by_model_decisions
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 COMPENSATION = "compensation"  # what rounding took from a low-precision parameter: x.p is their sum
+ROLES = {"direction": Direction, "step_size": StepSize, "iterate": Iterate, "decay": WeightDecay}
+CHAINS = {"gradient": GradientTransform, "around": StepTransform}
 Group = dict[str, Any]
 Named = tuple[Any, Number]  # a number and the part that declares it
 
@@ -87,6 +89,13 @@ class Recipe:
             )
         return " x ".join(found)
 
+    def line(self, i: int, group: Group) -> str:
+        """A group in a line."""
+        keys = [key for part in self.of(group).values() for key in part.hypers()]
+        values = ", ".join(f"{key}={group[key]}" for key in (["label"] if "label" in group else []) + keys)
+        size = sum(p.numel() for p in group["params"])
+        return f"  group {i}: {len(group['params'])} tensors, {size:,} parameters, {values}"
+
     @functools.cached_property
     def has_modes(self) -> bool:
         return "modes" in self.parts["iterate"].gives
@@ -142,3 +151,26 @@ class Recipe:
     def every(self) -> int:
         rule: StepSize = self.parts["step_size"]
         return rule.every
+
+
+def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    """The parts by label and role, from one part, list of transforms or dict of such for each role."""
+    partitions = {role: value for role, value in given.items() if isinstance(value, Mapping)}
+    for role, value in partitions.items():
+        if role in ("step_size", "iterate") or {*value} != {*next(iter(partitions.values()))} or not value:
+            raise TypeError(
+                f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and "
+                f"all dicts have the same labels; this one has {', '.join(map(repr, value)) or 'none'}."
+            )
+    variants: dict[Any, dict[str, Any]] = {}
+    for label in next(iter(partitions.values()), {None: None}):
+        parts = variants[label] = {}
+        for role, value in given.items():
+            mine = value[label] if role in partitions else value
+            kind = (ROLES | CHAINS)[role]
+            chain = {f"{role} {i}": one for i, one in enumerate(mine, start=1)} if role in CHAINS else {role: mine}
+            for name, part in chain.items():
+                if not isinstance(part, kind):
+                    raise TypeError(f"{name} must be a {kind.__name__} part, not {part!r}.")
+            parts |= chain
+    return variants

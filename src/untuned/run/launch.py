@@ -15,8 +15,21 @@ from typing import Any
 import torch
 
 from untuned.kernels.batch import Batch, Where, accepted, scalar
-from untuned.memory.buckets import Bucket, local, row_count
+from untuned.memory import slots
+from untuned.memory.buckets import (
+    Bucket,
+    Live,
+    States,
+    arrange,
+    check_gradient,
+    local,
+    row_count,
+    same_objects,
+    take_gradients,
+    takes_part,
+)
 from untuned.memory.now import Now
+from untuned.parts.declare import check_parameter
 from untuned.recipe.fuse import DECAYS, Stage, guard_stage, stages
 from untuned.recipe.plan import Verbs, decided_in_numpy, plan
 from untuned.recipe.recipe import COMPENSATION, Group, Recipe
@@ -62,14 +75,51 @@ class Launch:
         self.stages = {label: [one for here in every for one in here[label]] for label in recipe.variants}
         on_host = native_available and execution != "reference"
         self.in_numpy = set.intersection(*map(decided_in_numpy, recipe.variants.values())) if on_host else set[str]()
+        self.arranged: tuple[list[list[Any]], list[Bucket]] = [], []  # what it follows from, and the buckets
         self.known: Any = None
         self.zeros: Zeros = frozenset()
         self.batches: list[Batch] = []
         self.rest: list[tuple[int, int]] = []  # bucket and tensor in it
         self.captured: list[torch.Tensor] = []  # tables that captured graphs read in every replay
 
+    @property
+    def running(self) -> str:
+        """What runs the sweeps; known for each tensor from the first step on."""
+        by_kernels = bool(self.batches) if self.rest else self.execution != "reference" and native_available
+        rest = f", {len(self.rest)} tensors by the reference" if self.rest and by_kernels else ""
+        return ("native execution" if by_kernels else "reference execution") + rest
+
     def label(self, bucket: Bucket) -> Any:
         return bucket.group["label"] if len(self.stages) > 1 else next(iter(self.stages))
+
+    def live(self, now: Now, states: States) -> list[Bucket]:
+        """The parameters that take part in this step; arranged and checked anew only when that changes."""
+        found: list[Live] = list(map(takes_part, now.groups))
+        seen = [list(now.groups), *(params for params, _ in found), slots.tensors(states)]
+        known, buckets = self.arranged
+        same = len(known) == len(seen) and all(map(same_objects, known, seen))
+        if same:
+            take_gradients(buckets, found)
+        if not same or not self.found(buckets):
+            for p in itertools.chain.from_iterable(params for params, _ in found):
+                check_parameter(self.recipe.title, p)
+                check_gradient(self.recipe.title, p)
+            slots.own(self.recipe, now.groups, states)
+            now.buckets = buckets = arrange(found, self.recipe, now.groups, states)
+            take_gradients(buckets, found)
+            position = {p: i for i, p in enumerate(p for group in now.groups for p in group["params"])}
+            for bucket in buckets:
+                slots.create_scratch(self.recipe, slots.stack_numbers(self.recipe, bucket))
+                if self.recipe.stochastic_rounding:
+                    bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
+            self.arrange(now)
+            seen[-1] = slots.tensors(states)
+            self.arranged = seen, buckets
+        for bucket in buckets:
+            bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
+            for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
+                check_gradient(self.recipe.title, p)
+        return buckets
 
     def found(self, buckets: list[Bucket]) -> bool:
         """Whether all is as it was when the tensors were sorted, but for the storage of their elements."""
@@ -132,26 +182,26 @@ class Launch:
     def run(self, now: Now, here: Stages, sums: Sums) -> list[torch.Tensor]:
         """Run stages on all tensors -> one block [tensors, or rows of tensors, reductions] per bucket."""
         buckets, count = now.buckets, sum(map(len, sums.values()))
-        sizes = [self._units(bucket) for bucket in buckets]
-        blocks = [
-            torch.zeros((sum(n), count), dtype=torch.float64, device=b.device)
-            for n, b in zip(sizes, buckets, strict=True)
-        ]
+        firsts = [list(itertools.accumulate(self._units(bucket), initial=0)) for bucket in buckets]
+        shapes = [((ends[-1], count), b.device) for ends, b in zip(firsts, buckets, strict=True)]
+        blocks = [torch.zeros(shape, dtype=torch.float64, device=device) for shape, device in shapes]
+
+        def by_reference(stage: Stage, i: int, j: int) -> None:
+            if out := eager.run(now, stage, buckets[i], j):
+                blocks[i][firsts[i][j] : firsts[i][j + 1], _columns(sums, stage)] = torch.stack(out, 1)
+
         for batch in self.batches:
             for stage in here[batch.label]:
                 if not stage.program:
                     for i, j in batch.tensors:
-                        eager.run(now, stage, buckets[i], j)
+                        by_reference(stage, i, j)
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
-                    columns = _columns(sums, stage)
                     for i, index, rows in batch.spans if stage.sums else ():
-                        blocks[i][index, columns] = found[rows]
+                        blocks[i][index, _columns(sums, stage)] = found[rows]
         for i, j in self.rest:
-            first = sum(sizes[i][:j])
             for stage in here[self.label(buckets[i])]:
-                if out := eager.run(now, stage, buckets[i], j):
-                    blocks[i][first : first + sizes[i][j], _columns(sums, stage)] = torch.stack(out, 1)
+                by_reference(stage, i, j)
         return blocks
 
     def _units(self, bucket: Bucket) -> list[int]:
