@@ -100,7 +100,7 @@ class OptimizerCallback(Callback):
 
     def _average(self, trainer: Trainer) -> bool:
         """Until the next batch; returns whether anything changed."""
-        training = [o for o in _own(trainer) if o.has_modes and o.param_groups[0]["training"]]
+        training = [o for o in _own(trainer) if o.recipe.has_modes and o.param_groups[0]["training"]]
         for optimizer in training:
             optimizer.eval()
         return bool(training)

@@ -93,7 +93,7 @@ def at_random(value, seed, SHIFT: tl.constexpr):
 @triton.jit
 def largest(x):
     """The maximum of a vector; NaN if one of its elements is."""
-    return tl.max(x) + tl.sum(tl.where(x != x, x, 0.0))
+    return tl.max(x) + tl.sum(tl.where(x != x, x, 0.0))  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit

@@ -25,7 +25,8 @@ Groups = list[Group]
 def _seen(recipe: Recipe, p: torch.Tensor, s: Slot) -> torch.Tensor:
     """What of a parameter a slot is shaped like."""
     if callable(s.shape):
-        return p.detach().new_empty(s.shape(tuple(p.shape)))
+        shape: Any = s.shape(tuple(p.shape))
+        return p.detach().new_empty(shape)
     return sliced(p, recipe.every) if s.shape == "slice" else p.detach()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ class Recipe:
     @functools.cached_property
     def method(self) -> str:
         """What checkpoints call it: the parts, with the options that shape the state."""
-        return self.written(lambda part: part.shape)
+        return self.written(operator.attrgetter("shape"))
 
     def written(self, name: Any) -> str:
         """The parts joined by their names; those that differ between labels in braces."""

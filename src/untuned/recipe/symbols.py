@@ -4,10 +4,6 @@ A symbol is `flat` if it has the same value for all elements of a tensor: then i
 and cast where it meets an element (1 - 0.999 in float32 would be off by 1e-5).
 """
 
-# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
-# torch's stubs leave types unknown, and its multi-tensor functions have private names.
-
 from __future__ import annotations
 
 import dataclasses
@@ -18,8 +14,9 @@ from untuned.parts.math import Reduced, Traced
 
 Column = tuple[str, str, int | None]  # of the table of scalars: kind, key, position
 Zeros = frozenset[str]  # what is 0 for all tensors, and so a constant of a program: weight_decay
-OPERATIONS = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "sqrt", "min", "max", "abs", "where", "neg"}
-OPERATIONS |= {"cbrt", "exp", "log", "tanh", "round"}  # round: to the dtype of the parameter and back
+ARITHMETIC = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "neg"}
+FUNCTIONS = {"sqrt", "cbrt", "exp", "log", "tanh", "min", "max", "abs", "where", "round"}  # round: to the dtype of p
+OPERATIONS = ARITHMETIC | FUNCTIONS
 
 LEAVES = ("load", "row", "const", "sum")  # sum: of a tensor, in a decision
 BEFORE = {"number": "before", "each": "each_before", "row": "row_before"}  # kinds of columns of numbers

@@ -1,9 +1,5 @@
 """Tracing: the verbs of a sweep, run once on symbols, become a straight-line program."""
 
-# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
-# torch's stubs leave types unknown, and its multi-tensor functions have private names.
-
 from __future__ import annotations
 
 import dataclasses
