@@ -65,11 +65,11 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     for here, (_, deciders) in zip(found, served, strict=True):
         for role, _ in deciders:
             _check_count(parts, role, len(here[-1].sums.get(role, [])) if here else 0)
-    before = [stage.program(DECAYS[0]).stores for of in found[:-1] for stage in of if stage.program]
-    if any(verb == "remember" for _, verb in served[-1][0]) and any("p" in stores for stores in before):
-        if not parts["decay"].decoupled:  # x.g would hold the decay of weights that have moved
-            names = parts["direction"].name, parts["iterate"].name, parts["decay"].name
-            raise TypeError(f"{names[0]} cannot use {names[1]} with {names[2]}: decay the weights, as Decoupled does.")
+    late = [role for role, verb in served[-1][0] if verb == "remember" and not parts["decay"].decoupled]
+    stores = [stage.program(DECAYS[0]).stores for of in found[:-1] for stage in of if late and stage.program]
+    if any("p" in keys for keys in stores):  # x.g would hold the decay of weights that have moved
+        names = [parts[role].name for role in (late[0], "iterate", "decay")]
+        raise TypeError(f"{names[0]} cannot use {names[1]} with {names[2]}: decay the weights, as Decoupled does.")
     verbs, deciders = served[-2] if len(served) > 1 else ([], [])
     joins = served[-1][0] == [MOVE] and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
     decided = [parts[role] for role, _ in deciders if role in parts]
