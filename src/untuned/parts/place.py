@@ -179,7 +179,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "g": ("sweeps", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
     "raw": ("sweeps", Frame.raw, "its gradient before the weight decay"),
     "w": (
-        "a sweep",
+        "sweeps",
         _verb("iterate", "point", default=_engine("p")),
         "where the plain step starts: x.p, z of averages",
     ),

@@ -42,7 +42,7 @@ class DAdaptationGD(StepSize):
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.x0 - x.p
+        unit, moved = x.lr / x.top, x.x0 - x.w
         return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
@@ -78,7 +78,7 @@ class ProdigyGD(StepSize):
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.x0 - x.p
+        unit, moved = x.lr / x.top, x.x0 - x.w
         return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:

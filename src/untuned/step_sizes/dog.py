@@ -32,7 +32,7 @@ class DoG(StepSize):
     eta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.p - x.x0
+        unit, moved = x.lr / x.top, x.w - x.x0
         return dot(moved, moved) / unit, each(unit * dot(x.u, x.u)), dot(x.x0, x.x0) / unit
 
     def decide(self, c: Place, moved: Any, uu: Any, start: Any) -> None:
@@ -64,7 +64,7 @@ class DoWG(StepSize):
     eta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        unit, moved = x.lr / x.top, x.p - x.x0
+        unit, moved = x.lr / x.top, x.w - x.x0
         return dot(moved, moved) / unit, each(unit * dot(x.u, x.u))
 
     def decide(self, c: Place, moved: Any, uu: Any) -> None:

@@ -11,9 +11,10 @@ from untuned.step_sizes.loss_advice import bounded
 _NEEDS = frozenset({"loss", "additive"})
 
 
-def decay_loss(x: Place) -> Any:
-    """The summand of weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), else of 0."""
-    return dot(x.g - x.raw, x.p) / 2
+def loss_shift(x: Place) -> Any:
+    """The summand of what the modelled loss at x.w is above the loss of the step: weight_decay/2 |p|^2 if the gradient
+    holds that term (coupled decay), and <g, w - p>, which is 0 where x.w is x.p."""
+    return dot(x.g - x.raw, x.p) / 2 + dot(x.g, x.w - x.p)
 
 
 class SPS(StepSize):
@@ -34,7 +35,7 @@ class SPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), c.c * slope), 1.0)
@@ -65,7 +66,7 @@ class DecSPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         gap = maximum(c.loss + decay - c.lb, 0.0)
@@ -96,7 +97,7 @@ class SP(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)

@@ -57,7 +57,7 @@ class Prodigy(StepSize):
     def measure(self, x: Place) -> tuple[Any, Any]:
         weight = x.d * x.lr / x.top if self.safeguard_warmup else self._step(x, x.d, x.lr)
         x.s = x.beta3 * x.s + x.d / x.d0 * weight * x.g
-        return each(x.d / x.d0 * self._step(x, x.d, x.top) * dot(x.g, x.x0 - x.p)), norm1(x.s)
+        return each(x.d / x.d0 * self._step(x, x.d, x.top) * dot(x.g, x.x0 - x.w)), norm1(x.s)
 
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap

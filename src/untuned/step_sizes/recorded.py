@@ -8,7 +8,7 @@ import torch
 
 from untuned.parts import Place, StepSize, dot, hyper, number, where
 from untuned.step_sizes.loss_advice import climbs
-from untuned.step_sizes.polyak import decay_loss
+from untuned.step_sizes.polyak import loss_shift
 
 _NEEDS = frozenset({"loss", "sample_ids", "additive"})
 
@@ -48,7 +48,7 @@ class TAPS(StepSize):
     q = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)
@@ -81,7 +81,7 @@ class MOTAPS(StepSize):
     tau = number(0.0, key="target")
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)
