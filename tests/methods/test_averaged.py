@@ -25,11 +25,11 @@ Points = list[list[np.ndarray]]
 
 RULES = {
     "fixed": lambda: step_sizes.Fixed(0.05),
-    "sps": lambda: step_sizes.SPS(0.5),
+    "sps": lambda: step_sizes.SPS(20.0),
     "sp": lambda: step_sizes.SP(0.3),
     "dec_sps": lambda: step_sizes.DecSPS(0.5),
-    "alig": lambda: step_sizes.ALIG(0.5),
-    "momo": lambda: step_sizes.MoMo(0.5),
+    "alig": lambda: step_sizes.ALIG(20.0),
+    "momo": lambda: step_sizes.MoMo(20.0),
     "prodigy": lambda: step_sizes.Prodigy(1.0, d0=1e-2),
     "dog": lambda: step_sizes.DoG(0.5, reps_rel=0.1),
     "dowg": lambda: step_sizes.DoWG(0.5, dog_eps=0.1),
@@ -173,8 +173,8 @@ def test_polyaks_step_under_schedule_free(lb: float, r: float, power: float, at:
     """The decay is coupled: the loss is the one whose gradient is used. Weights are those of the steps taken."""
     weights = {"r": r, "weight_lr_power": power}
     options = {"c": 0.7, "lb": lb, "momentum": 0.6, "weight_decay": 0.1, "weigh": "step", "look": at}
-    theirs, scalars = oracles.sps_schedule_free(START, problem, STEPS, **options, **weights, **halved(2.0))
-    rule, iterate = step_sizes.SPS(2.0, 0.7, lb), iterates.ScheduleFree(0.6, **weights, measure_at=at)
+    theirs, scalars = oracles.sps_schedule_free(START, problem, STEPS, **options, **weights, **halved(20.0))
+    rule, iterate = step_sizes.SPS(20.0, 0.7, lb), iterates.ScheduleFree(0.6, **weights, measure_at=at)
     ours, seen = follow(lambda: (directions.Gradient(), rule, iterate, Coupled(0.1)), execution)
     assert_same(ours, theirs)
     assert_same(seen["averaged"], scalars["averaged"])
@@ -190,8 +190,8 @@ def test_momo_under_schedule_free(correct: bool, r: float, power: float, at: Any
     """MoMo's rate is lr, whatever fraction of it the step takes: so weigh the averages."""
     weights = {"r": r, "weight_lr_power": power}
     options = {"beta": 0.8, "lb": 0.3, "momentum": 0.6, "weight_decay": 0.1, "bias_correction": correct, "look": at}
-    theirs, scalars = oracles.momo_schedule_free(START, problem, STEPS, **options, **weights, **halved(5.0))
-    direction, rule = directions.Momentum(0.8, dampening=0.8, correct=correct), step_sizes.MoMo(5.0, 0.3)
+    theirs, scalars = oracles.momo_schedule_free(START, problem, STEPS, **options, **weights, **halved(30.0))
+    direction, rule = directions.Momentum(0.8, dampening=0.8, correct=correct), step_sizes.MoMo(30.0, 0.3)
     iterate = iterates.ScheduleFree(0.6, **weights, measure_at=at)
     ours, seen = follow(lambda: (direction, rule, iterate, Proximal(0.1)), execution)
     assert_same(ours, theirs)
@@ -221,15 +221,16 @@ def test_prodigy_under_schedule_free(betas: Any, r: float, power: float, at: Any
 # ---------------------------------------------------------------- the point x.w
 
 
+@EXECUTIONS
 @POINTS
-def test_a_slice_of_the_model_measures_at_the_same_point(at: Any) -> None:
+def test_a_slice_of_the_model_measures_at_the_same_point(at: Any, execution: str) -> None:
     """Of a tensor whose elements are pairs of equals, every second one says everything."""
     found = []
     for every in (1, 2):
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(6, dtype=torch.float64).repeat_interleave(2))
         iterate, rule = iterates.ScheduleFree(0.6, measure_at=at), step_sizes.Prodigy(d0=1e-2, slice_p=every)
-        optimizer = untuned.compose([p], directions.Adam(correct=False), rule, iterate)
+        optimizer = untuned.compose([p], directions.Adam(correct=False), rule, iterate, execution=execution)
         for _ in range(10):
             p.grad = p.detach() - 3
             optimizer.step()

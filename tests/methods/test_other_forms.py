@@ -113,7 +113,10 @@ DECAYS = [
     lambda: Coupled(0.1),
 ]
 PAIRS = {
-    "momo": [(step_sizes.MoMo, PaperMoMo), (iterates.Plain, iterates.ScheduleFree, iterates.PrimalAverage, iterates.GPA)],
+    "momo": [
+        (step_sizes.MoMo, PaperMoMo),
+        (iterates.Plain, iterates.ScheduleFree, iterates.PrimalAverage, iterates.GPA),
+    ],
     "momo x mechanic": [(step_sizes.MoMo, PaperMoMo), (iterates.Mechanic,)],
     "mechanic": [(step_sizes.Fixed, step_sizes.Fixed), ((iterates.Mechanic, PaperMechanic),)],
 }

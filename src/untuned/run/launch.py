@@ -137,21 +137,25 @@ class Launch:
             torch.zeros((sum(n), count), dtype=torch.float64, device=b.device)
             for n, b in zip(sizes, buckets, strict=True)
         ]
+
+        def by_reference(stage: Stage, i: int, j: int) -> None:
+            first = sum(sizes[i][:j])
+            if out := eager.run(now, stage, buckets[i], j):
+                blocks[i][first : first + sizes[i][j], _columns(sums, stage)] = torch.stack(out, 1)
+
         for batch in self.batches:
             for stage in here[batch.label]:
                 if not stage.program:
                     for i, j in batch.tensors:
-                        eager.run(now, stage, buckets[i], j)
+                        by_reference(stage, i, j)
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
                     columns = _columns(sums, stage)
                     for i, index, rows in batch.spans if stage.sums else ():
                         blocks[i][index, columns] = found[rows]
         for i, j in self.rest:
-            first = sum(sizes[i][:j])
             for stage in here[self.label(buckets[i])]:
-                if out := eager.run(now, stage, buckets[i], j):
-                    blocks[i][first : first + sizes[i][j], _columns(sums, stage)] = torch.stack(out, 1)
+                by_reference(stage, i, j)
         return blocks
 
     def _units(self, bucket: Bucket) -> list[int]:
