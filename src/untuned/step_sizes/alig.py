@@ -14,8 +14,8 @@ class ALIG(StepSize):
 
         theta = min(max(f - lb, 0) / (sum lr <g, u> + top delta), 1);   x <- x - theta lr u
 
-    lr caps the step, delta keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
-    none.
+    lr caps the step, delta keeps it finite near the solution. Weight decay, averaging iterates and needs as in `SPS`.
+    Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=0.1, within="[0, inf)")

@@ -12,8 +12,10 @@ _NEEDS = frozenset({"loss", "additive"})
 
 
 def loss_shift(x: Place) -> Any:
-    """The summand of what the modelled loss at x.w is above the loss of the step: weight_decay/2 |p|^2 if the gradient
-    holds that term (coupled decay), and <g, w - p>, which is 0 where x.w is x.p."""
+    """The summand of what separates the linear model of the loss at x.w from the loss of the step.
+
+    That is weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), and <g, w - p>, 0 where x.w is x.p.
+    """
     return dot(x.g - x.raw, x.p) / 2 + dot(x.g, x.w - x.p)
 
 
@@ -24,8 +26,11 @@ class SPS(StepSize):
         x    <- x - theta lr u
 
     so lr is the cap of the step; a large one leaves SPS. Coupled weight decay adds its weight_decay/2 |x|^2 to f, since
-    the loss must be the one whose gradient is used. c = 1/2 is the authors' choice for non-convex problems. Differs
-    from the released package in: no smoothing of the cap, no eps. Needs the loss. Sweeps: 2. Slots: none.
+    the loss must be the one whose gradient is used. c = 1/2 is the authors' choice for non-convex problems. Under an
+    averaging iterate f is f(y) + <g, w - y>, the loss at its point w. With w = z, on `Gradient`, with c = 1 and equal
+    weights of the average, that is Polyak's step with Schedule-Free (arXiv 2511.07767, quoted; without its floor below
+    |g|^2). Differs from the released package in: no smoothing of the cap, no eps. Needs the loss. Sweeps: 2. Slots:
+    none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -54,8 +59,8 @@ class DecSPS(StepSize):
         cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is not above 0
         x   <- x - cap / c_k lr u
 
-    A batch whose loss lies at lb ends the training: its cap is 0. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
-    none.
+    A batch whose loss lies at lb ends the training: its cap is 0. Weight decay, averaging iterates and needs as in
+    `SPS`. Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -87,8 +92,8 @@ class SP(StepSize):
 
         x <- x - lr max(f - lb, 0) / sum (lr / top) <g, u>  u              top: the largest lr of all groups
 
-    lr is the relaxation, in (0, 2); lb the smallest value of every single loss. Weight decay and needs as in `SPS`.
-    Sweeps: 2. Slots: none.
+    lr is the relaxation, in (0, 2); lb the smallest value of every single loss. Weight decay, averaging iterates and
+    needs as in `SPS`. Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")

@@ -35,8 +35,10 @@ class TAPS(StepSize):
 
     f below the targets gives q < 0, a step upwards: that is meant. The target equation is enforced once per epoch, as
     in the author's experiments, not sampled; the mini-batch form is derived (the paper has b = 1). Coupled weight decay
-    adds its weight_decay/2 |x|^2 to f. Under data parallelism the ids of all ranks are gathered, so that every rank
-    holds all targets. Needs the loss and `sample_ids`. Sweeps: 2. Slots: none; 8 bytes per sample.
+    adds its weight_decay/2 |x|^2 to f. Under an averaging iterate f is f(y) + <g, w - y>, w being its point: y of
+    `PrimalAverage`, which is the author's momentum, and z of the others. Under data parallelism the ids of all ranks
+    are gathered, so that every rank holds all targets. Needs the loss and `sample_ids`. Sweeps: 2. Slots: none; 8 bytes
+    per sample.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
