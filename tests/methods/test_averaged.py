@@ -293,3 +293,19 @@ def test_both_forms_of_momos_model_are_right_to_a_rounding_of_its_terms(
             mx = m * at.double()
             E = optimizer.state[p]["model_offset"].item()
             assert_near(E, mx.sum().item() - G, mx.abs().sum().item() + terms, roundings=1, unit=2.0**-24)
+
+
+@pytest.mark.parametrize("iterate", [iterates.GPA, iterates.ScheduleFree, iterates.PrimalAverage])
+@pytest.mark.parametrize("at", ["z", "y", "default"])
+def test_dog_measures_how_far_its_point_has_moved(at: str, iterate: Any) -> None:
+    p, farthest = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)), 0.1
+    point = iterate() if at == "default" else iterate(measure_at=at)
+    optimizer = untuned.compose([p], directions.Gradient(), step_sizes.DoG(reps_rel=0.1), point)
+    at_y = at == "y" or (at == "default" and iterate is iterates.PrimalAverage)
+    for k in range(10):
+        w = p.detach() if at_y or not k else optimizer.state[p]["z"]
+        farthest = max(farthest, w.norm().item())
+        p.grad = p.detach() - torch.tensor([3.0, -1.0])
+        optimizer.step()
+        assert optimizer.metrics()["rbar"] == pytest.approx(farthest, rel=1e-12)
+    assert farthest > 0.15  # above its first value, 0.1

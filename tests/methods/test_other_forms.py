@@ -68,7 +68,7 @@ class PaperMechanic(Iterate):
     s_init: float = hyper(default=1e-8, within="(0, inf)")
     decays: tuple[float, ...] = hyper(default=(0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999), within="[0, 1)")
     scope: str = choice(default="model", others=("group", "tensor"))
-    gives: ClassVar[frozenset[str]] = frozenset({"owns_p"})
+    gives: ClassVar[frozenset[str]] = frozenset({"additive"})
     wants_size: ClassVar[bool] = True
     ref = slot("ref", start="start")
     D = slot("delta")
