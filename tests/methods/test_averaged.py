@@ -12,7 +12,7 @@ from test_against_oracles import START, STEPS, largest, problem, vector
 
 import untuned
 from untuned import directions, iterates, step_sizes
-from untuned.parts import Place, StepSize, dot, each, hyper, number
+from untuned.parts import Direction, Place, StepSize, dot, each, hyper, number, scratch, slot
 from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.testing import oracles
 from untuned.weight_decay import Coupled, Decoupled, Proximal
@@ -247,6 +247,37 @@ def test_a_loss_at_another_point_costs_the_plain_iterate_nothing(rule: str) -> N
         optimizer = untuned.compose([weight], directions.Gradient(), RULES[rule](), iterate, Coupled())
         frame = TraceFrame(optimizer.recipe, optimizer.recipe.parts, frozenset({"weight_decay"}))
         assert trace(frame, body([("step_size", "measure")])).streams() == (streams, [])
+
+
+class Reformed(Direction):
+    """An average of gradients, with a stage of whole tensors after it that changes nothing."""
+
+    beta: float = hyper(default=0.8, within="[0, 1)")
+    gives: ClassVar[frozenset[str]] = frozenset({"average"})
+    m = slot("m")
+    o = scratch("o")
+
+    def weight(self, x: Place) -> tuple[Any, Any]:
+        return x.beta, 1 - x.beta
+
+    def accumulate(self, x: Place) -> None:
+        x.m = x.keep * x.m + x.a * x.take * x.g
+
+    def reform(self, x: Place) -> None:
+        x.o = x.m.clone()
+
+    def unit(self, x: Place) -> Any:
+        return x.o
+
+
+@EXECUTIONS
+@pytest.mark.parametrize("iterate", [iterates.Plain, iterates.GPA])
+def test_momo_models_the_loss_where_matrix_math_follows_the_average(iterate: Any, execution: str) -> None:
+    rule = lambda: step_sizes.MoMo(20.0, 0.3)  # noqa: E731
+    ours, _ = follow(lambda: (Reformed(), rule(), iterate(), Proximal(0.1)), execution)
+    usual = directions.Momentum(0.8, dampening=0.8, correct=True)
+    theirs, _ = follow(lambda: (usual, rule(), iterate(), Proximal(0.1)))
+    assert_same(ours, theirs)
 
 
 class PathMoMo(StepSize):
