@@ -36,6 +36,11 @@ What counts as covered: the parts of a named class; `Fixed` or `WarmedUp` on any
 `Mechanize` around anything, whose bound is stated for any base. Weight decay, any of the three, makes no difference to
 what is refused. An option may: `TAM` and `SNGM` give `average` with `scope="model"` only, `Momentum` without `nesterov`
 only.
+
+Averaging iterates take gradients at y and let steps move z. `GPA` and `ScheduleFree` have step sizes measure the loss
+and the distance at z, as published for two compositions with `ScheduleFree`: `SPS(c=1)` on `Gradient` (arXiv
+2511.07767) and `Prodigy` on a direction without a first moment (its authors' code). `PrimalAverage` has them measure at
+y, as published for `TAPS` and `MOTAPS`. `measure_at="y"` or `"z"` is the other choice.
 """
 
 

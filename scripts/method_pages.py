@@ -73,7 +73,7 @@ def needs(method: Method, word: str) -> bool:
 
 
 def sweeps(method: Method) -> int:
-    return sum(1 for verbs, _ in plan(build(method).parts) if verbs)
+    return sum(1 for verbs, _ in plan([build(method).parts]) if verbs)
 
 
 @dataclasses.dataclass(frozen=True)

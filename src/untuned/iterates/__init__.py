@@ -1,6 +1,7 @@
 """Iterates: what the parameters hold."""
 
 from untuned.iterates.from_start import FromStart
+from untuned.iterates.gpa import GPA
 from untuned.iterates.mechanic import Mechanic
 from untuned.iterates.mechanize import Mechanize
 from untuned.iterates.plain import Plain
@@ -10,6 +11,7 @@ from untuned.iterates.resetting_gd import ResettingGD
 from untuned.iterates.schedule_free import ScheduleFree
 
 __all__ = [
+    "GPA",
     "FromStart",
     "Mechanic",
     "Mechanize",

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import KW_ONLY
+from typing import Any
 
-from untuned.parts import Iterate, Place, hyper, slot
+from untuned.iterates.averaged import Averaged
+from untuned.parts import Place, choice, hyper
 
 
-class PrimalAverage(Iterate):
+class PrimalAverage(Averaged):
     """Stochastic primal averaging: arXiv 2010.00406.
 
         z <- the plain step from z, with the weight decay of z
         p <- momentum p + (1 - momentum) z
 
     Equal to SGD with heavy ball `momentum` at (1 - momentum) times this lr, while lr is constant and weight decay
-    coupled. Slots: 1.
+    coupled. Gradients are taken at the average p = y = x. `measure_at` says whether step sizes measure there ("y", as
+    the recorded Polyak steps, arXiv 2106.11851, are published with momentum) or at z, as in `ScheduleFree`. Slots: 1.
     """
 
-    gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
     momentum: float = hyper(default=0.9, within="[0, 1)")
-    z = slot("z", start="start")
+    _: KW_ONLY
+    measure_at: str = choice(default="y", others=("z",))
 
-    def move(self, x: Place) -> None:
-        x.z = x.base(x.z, at=x.z)
-        x.p = x.momentum * x.p + (1 - x.momentum) * x.z
+    def _train(self, x: Place) -> Any:
+        return 1.0
+
+    def _share(self, x: Place) -> Any:
+        return 1 - x.momentum

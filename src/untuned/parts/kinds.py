@@ -95,8 +95,8 @@ class Iterate(Part):
     """What the parameters hold; the only writer of x.p. Verbs: [point] [measure, decide] move, [leave, enter]
     [effective].
 
-    `point(x)`: x.w, where the plain step starts and at which step sizes look, if it is not x.p. `leave(x)` puts the
-    point to evaluate into x.p, `enter(x)` the point to train from.
+    `point(x)`: x.w, the point of the distance and of the model of the loss that step sizes measure, if it is not x.p.
+    `leave(x)` puts the point to evaluate into x.p, `enter(x)` the point to train from.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ("point", "measure", "decide", "move", "leave", "enter", "effective", *ADVICE)

@@ -178,11 +178,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "p": ("sweeps", _engine("p"), "the parameter"),
     "g": ("sweeps", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
     "raw": ("sweeps", Frame.raw, "its gradient before the weight decay"),
-    "w": (
-        "a sweep",
-        _verb("iterate", "point", default=_engine("p")),
-        "where the plain step starts: x.p, z of averages",
-    ),
+    "w": ("sweeps", _verb("iterate", "point", default=_engine("p")), "where step sizes measure: x.p, or z of averages"),
     "m": ("sweeps", _average, "the direction's average of gradients"),
     "u": ("sweeps", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
     "scale": ("sweeps", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),

@@ -67,7 +67,7 @@ class ElementFrame(Frame):
             if key == "p" and COMPENSATION in self.held:
                 exact = t + self._target(COMPENSATION)
                 t = torch.where(exact.to(self.param.dtype) == t, exact, t)  # else the weights were set from outside
-            self.loads[key] = sliced(t, self.every) if key in "pg" else t
+            self.loads[key] = sliced(t, self.every) if t.numel() == self.param.numel() else t  # of a slice or a block
         return self.loads[key]
 
     def number(self, part: Part, declared: Number) -> Any:

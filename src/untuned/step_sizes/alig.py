@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from untuned.parts import Place, StepSize, dot, hyper, maximum, minimum, number, ratio
 from untuned.step_sizes.loss_advice import bounded
-from untuned.step_sizes.polyak import decay_loss
+from untuned.step_sizes.polyak import loss_shift
 
 
 class ALIG(StepSize):
@@ -14,8 +14,8 @@ class ALIG(StepSize):
 
         theta = min(max(f - lb, 0) / (sum lr <g, u> + top delta), 1);   x <- x - theta lr u
 
-    lr caps the step, delta keeps it finite near the solution. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
-    none.
+    lr caps the step, delta keeps it finite near the solution. Weight decay, averaging iterates and needs as in `SPS`.
+    Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=0.1, within="[0, inf)")
@@ -25,7 +25,7 @@ class ALIG(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), slope + c.top * c.delta), 1.0)

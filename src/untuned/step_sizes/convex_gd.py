@@ -25,8 +25,9 @@ class DAdaptationGD(StepSize):
         d <- max(d, min(d_hat, d growth_rate))
 
     On convex problems d <= |x0 - x*|, for any lr schedule. The paper returns the eta-weighted average of the iterates;
-    this is the last one. Groups of different lr are in units in which the largest serves all. Needs the gradient
-    itself. Sweeps: 2. Slots: 1, and one number per tensor.
+    this is the last one. Under an averaging iterate x is its point x.w; the norm after the step is that of z, so the
+    theory's x is w = z. Groups of different lr are in units in which the largest serves all. Needs the gradient itself.
+    Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -42,7 +43,7 @@ class DAdaptationGD(StepSize):
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.x0 - x.p
+        unit, moved = x.lr / x.top, x.x0 - x.w
         return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:
@@ -78,7 +79,7 @@ class ProdigyGD(StepSize):
     r = number(0.0, key="d_numerator", each=True)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.x0 - x.p
+        unit, moved = x.lr / x.top, x.x0 - x.w
         return each(unit * dot(x.g, x.g)), each(x.top * dot(x.g, moved)), dot(moved, moved) / unit
 
     def decide(self, c: Place, gg: Any, gap: Any, moved: Any) -> None:

@@ -21,11 +21,11 @@ class DAdaptation(StepSize):
 
     Groups may have their own lr: a group at a tenth of the largest moves a tenth as far, exactly as if its parameters
     (and eps, as a gradient) were measured in units ten times as large, if u does not change with the scale of g (the
-    released package's layer_scale). r is kept per tensor and summed over those that take part, as |s|_1 is: r of a
-    tensor that rests, over an |s|_1 without it, would raise d for good.
-    Differs from the released package in these two; lr 0 freezes; a zero gradient still counts as a step. `scope` gives
-    each group or tensor an estimate of its own; d stays after `freeze_after` steps. Needs the direction's `diagonal`
-    and `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
+    released package's layer_scale). Under an averaging iterate s belongs to z, whatever its point is. r is kept per
+    tensor and summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would
+    raise d for good. Differs from the released package in these two; lr 0 freezes; a zero gradient still counts as a
+    step. `scope` gives each group or tensor an estimate of its own; d stays after `freeze_after` steps. Needs the
+    direction's `diagonal` and `weighted`. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")

@@ -15,7 +15,7 @@ class DoG(StepSize):
         x <- x - lr R / sqrt(S + dog_eps) u
 
     x0 is where the tensor stood at its first step. Groups of different lr are in units in which the largest serves all,
-    if u is the gradient.
+    if u is the gradient. Under an averaging iterate the x of R is its point x.w: z, where the steps lead, or y.
     The authors return a weighted average of the iterates; this is the last one. Differs from the reference
     implementation in one distance for all groups unless `scope="group"`. S is kept per tensor, so that one that rests
     leaves both sides of the fraction. Sweeps: 2. Slots: 1.
@@ -32,7 +32,7 @@ class DoG(StepSize):
     eta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, ...]:
-        unit, moved = x.lr / x.top, x.p - x.x0
+        unit, moved = x.lr / x.top, x.w - x.x0
         return dot(moved, moved) / unit, each(unit * dot(x.u, x.u)), dot(x.x0, x.x0) / unit
 
     def decide(self, c: Place, moved: Any, uu: Any, start: Any) -> None:
@@ -51,7 +51,8 @@ class DoWG(StepSize):
         S  <- S + R2 |u|^2
         x  <- x - lr R2 / (sqrt(S) + dog_eps) u
 
-    x0, groups and the point returned as in `DoG`. Differs from the reference implementation in lr. Sweeps: 2. Slots: 1.
+    x0, groups, averaging iterates and the point returned as in `DoG`. Differs from the reference implementation in lr.
+    Sweeps: 2. Slots: 1.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -64,7 +65,7 @@ class DoWG(StepSize):
     eta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        unit, moved = x.lr / x.top, x.p - x.x0
+        unit, moved = x.lr / x.top, x.w - x.x0
         return dot(moved, moved) / unit, each(unit * dot(x.u, x.u))
 
     def decide(self, c: Place, moved: Any, uu: Any) -> None:

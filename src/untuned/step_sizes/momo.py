@@ -12,24 +12,27 @@ class MoMo(StepSize):
     """MoMo: arXiv 2305.07583, Algorithm 1, exact for groups of different lr and weight decay.
 
     m, F and G average the gradients, the losses and <g, x> with the direction's weights, whose sum is rho. The model of
-    the loss, F - G + <m, y>, is cut off below at rho L and minimised with a proximal step; D is the direction's scale:
+    the loss, F - G + <m, .>, is cut off below at rho L and minimised with a proximal step from w, which is x but for
+    averaging iterates; D is the direction's scale:
 
-        gap   = F - G + sum <m, x> / shrink - rho L            shrink = 1 + lr weight_decay, per group
+        gap   = F - G + sum <m, w> / shrink - rho L            shrink = 1 + lr weight_decay, per group
         theta = min(max(gap, 0) / sum (lr / shrink) <m, m / D>,  1 / rho)          0 where the sum is 0
-        x    <- (x - theta lr m / D) / shrink
+        w    <- (w - theta lr m / D) / shrink
 
     so lr is the cap of the step. L is the known bound `lb`, or with `online=True` (MoMo*) an estimate not below `lb`:
     halved towards the model before the step where the model lies below it, then
 
-        L <- max((F - G + sum <m, x> - theta/2 sum lr <m, m / D>) / rho, lb)
+        L <- max((F - G + sum <m, w> - theta/2 sum lr <m, m / D>) / rho, lb)
 
     Where the model lies at or below its bound the step is 0: a loss that falls below `lb` stops the training, so `lb`
     must be below any value the loss can reach. `online` raises the bound from there and cannot mend one too high. Where
     the loss cannot come near `lb`, theta is too large throughout, and lr alone keeps the steps short.
 
-    What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
-    E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: so
-    weights that were changed between steps, in whatever way, are taken as they are.
+    What is kept is E = <m, w> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
+    E <- keep (E - <m, w> of before) + <m, w> - take <g, x>, with the direction's weights: so weights that were changed
+    between steps, in whatever way, are taken as they are. Under an averaging iterate gradients are taken at x = y, and
+    w is its point: z, where the step begins, as in Schedule-Free's composites with other rules, or y, as if it began
+    there. Neither is published for MoMo.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the
@@ -49,13 +52,13 @@ class MoMo(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         along = x.lr * dot(x.m, x.u)
-        mx = dot(x.m, x.p)
-        return each(dot(x.old.m, x.p)), each(mx), mx * (1 / x.shrink - 1), along, along / x.shrink
+        mx = dot(x.m, x.w)
+        return each(dot(x.g, x.p)), each(mx), mx * (1 / x.shrink - 1), along, along / x.shrink
 
-    def decide(self, c: Place, old_mx: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
+    def decide(self, c: Place, gp: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
         c.rho = c.keep * c.rho + c.take
         c.F = c.keep * c.F + c.take * c.loss
-        c.E = c.keep * (c.E + old_mx - c.mx)
+        c.E = c.keep * (c.E - c.mx) + mx - c.take * gp
         c.mx = mx
         model = c.F + c.summed(c.E) + decayed
         if self.online:

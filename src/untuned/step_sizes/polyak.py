@@ -11,9 +11,12 @@ from untuned.step_sizes.loss_advice import bounded
 _NEEDS = frozenset({"loss", "additive"})
 
 
-def decay_loss(x: Place) -> Any:
-    """The summand of weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), else of 0."""
-    return dot(x.g - x.raw, x.p) / 2
+def loss_shift(x: Place) -> Any:
+    """The summand of what separates the linear model of the loss at x.w from the loss of the step.
+
+    That is weight_decay/2 |p|^2 if the gradient holds that term (coupled decay), and <g, w - p>, 0 where x.w is x.p.
+    """
+    return dot(x.g - x.raw, x.p) / 2 + dot(x.g, x.w - x.p)
 
 
 class SPS(StepSize):
@@ -23,8 +26,11 @@ class SPS(StepSize):
         x    <- x - theta lr u
 
     so lr is the cap of the step; a large one leaves SPS. Coupled weight decay adds its weight_decay/2 |x|^2 to f, since
-    the loss must be the one whose gradient is used. c = 1/2 is the authors' choice for non-convex problems. Differs
-    from the released package in: no smoothing of the cap, no eps. Needs the loss. Sweeps: 2. Slots: none.
+    the loss must be the one whose gradient is used. c = 1/2 is the authors' choice for non-convex problems. Under an
+    averaging iterate f is f(y) + <g, w - y>, the loss at its point w. With w = z, on `Gradient`, with c = 1 and equal
+    weights of the average, that is Polyak's step with Schedule-Free (arXiv 2511.07767, quoted; without its floor below
+    |g|^2). Differs from the released package in: no smoothing of the cap, no eps. Needs the loss. Sweeps: 2. Slots:
+    none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -34,7 +40,7 @@ class SPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         c.theta = minimum(ratio(maximum(c.loss + decay - c.lb, 0.0), c.c * slope), 1.0)
@@ -53,8 +59,8 @@ class DecSPS(StepSize):
         cap <- min(max(f - lb, 0) / sum lr <g, u>, cap)                    from c0; stays where the sum is not above 0
         x   <- x - cap / c_k lr u
 
-    A batch whose loss lies at lb ends the training: its cap is 0. Weight decay and needs as in `SPS`. Sweeps: 2. Slots:
-    none.
+    A batch whose loss lies at lb ends the training: its cap is 0. Weight decay, averaging iterates and needs as in
+    `SPS`. Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -65,7 +71,7 @@ class DecSPS(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         gap = maximum(c.loss + decay - c.lb, 0.0)
@@ -86,8 +92,8 @@ class SP(StepSize):
 
         x <- x - lr max(f - lb, 0) / sum (lr / top) <g, u>  u              top: the largest lr of all groups
 
-    lr is the relaxation, in (0, 2); lb the smallest value of every single loss. Weight decay and needs as in `SPS`.
-    Sweeps: 2. Slots: none.
+    lr is the relaxation, in (0, 2); lb the smallest value of every single loss. Weight decay, averaging iterates and
+    needs as in `SPS`. Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -96,7 +102,7 @@ class SP(StepSize):
     theta = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top / x.bias * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top / x.bias * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         theta = ratio(maximum(c.loss + decay - c.lb, 0.0), slope)

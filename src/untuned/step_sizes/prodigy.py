@@ -19,14 +19,15 @@ class Prodigy(StepSize):
         d_max <- max(d_max, d_hat);   at the first rise d <- max(d, d_hat);   d <- min(d_max, d growth_rate)
         x <- x - h u                                      h with the d from before, eps in u with the new one
 
-    x0 is where the tensor stood at its first step. Groups may have their own lr: one at a tenth of the largest moves a
-    tenth as far, exactly as if its parameters (and eps, as a gradient) were measured in units ten times as large, if u
-    does not change with the scale of g, as Adam's. r is kept per tensor and summed over those that take part, as |s|_1
-    is: r of a tensor that rests, over an |s|_1 without it, would raise d for good. Differs from the released package in
-    these two; lr 0 freezes; with beta1 = 0 the step uses the d from before as well. `scope` gives each group or tensor
-    an estimate of its own; d stays after `freeze_after` steps. With `slice_p` the estimate sees every slice_p-th
-    element: less memory, one more sweep, no bound on d. Needs the direction's `weighted`. Sweeps: 2. Slots: 2, and one
-    number per tensor.
+    x0 is where the tensor stood at its first step. Under an averaging iterate the x of r is its point x.w; with w = z,
+    on a direction without a first moment, that is the authors' Prodigy with Schedule-Free. Groups may have their own
+    lr: one at a tenth of the largest moves a tenth as far, exactly as if its parameters (and eps, as a gradient) were
+    measured in units ten times as large, if u does not change with the scale of g, as Adam's. r is kept per tensor and
+    summed over those that take part, as |s|_1 is: r of a tensor that rests, over an |s|_1 without it, would raise d for
+    good. Differs from the released package in these two; lr 0 freezes; with beta1 = 0 the step uses the d from before
+    as well. `scope` gives each group or tensor an estimate of its own; d stays after `freeze_after` steps. With
+    `slice_p` the estimate sees every slice_p-th element: less memory, one more sweep, no bound on d. Needs the
+    direction's `weighted`. Sweeps: 2. Slots: 2, and one number per tensor.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -57,7 +58,7 @@ class Prodigy(StepSize):
     def measure(self, x: Place) -> tuple[Any, Any]:
         weight = x.d * x.lr / x.top if self.safeguard_warmup else self._step(x, x.d, x.lr)
         x.s = x.beta3 * x.s + x.d / x.d0 * weight * x.g
-        return each(x.d / x.d0 * self._step(x, x.d, x.top) * dot(x.g, x.x0 - x.p)), norm1(x.s)
+        return each(x.d / x.d0 * self._step(x, x.d, x.top) * dot(x.g, x.x0 - x.w)), norm1(x.s)
 
     def decide(self, c: Place, gap: Any, s1: Any) -> None:
         c.r = c.beta3 * c.r + gap

@@ -8,7 +8,7 @@ import torch
 
 from untuned.parts import Place, StepSize, dot, hyper, number, where
 from untuned.step_sizes.loss_advice import climbs
-from untuned.step_sizes.polyak import decay_loss
+from untuned.step_sizes.polyak import loss_shift
 
 _NEEDS = frozenset({"loss", "sample_ids", "additive"})
 
@@ -35,8 +35,10 @@ class TAPS(StepSize):
 
     f below the targets gives q < 0, a step upwards: that is meant. The target equation is enforced once per epoch, as
     in the author's experiments, not sampled; the mini-batch form is derived (the paper has b = 1). Coupled weight decay
-    adds its weight_decay/2 |x|^2 to f. Under data parallelism the ids of all ranks are gathered, so that every rank
-    holds all targets. Needs the loss and `sample_ids`. Sweeps: 2. Slots: none; 8 bytes per sample.
+    adds its weight_decay/2 |x|^2 to f. Under an averaging iterate f is f(y) + <g, w - y>, w being its point: y of
+    `PrimalAverage`, which is the author's momentum, and z of the others. Under data parallelism the ids of all ranks
+    are gathered, so that every rank holds all targets. Needs the loss and `sample_ids`. Sweeps: 2. Slots: none; 8 bytes
+    per sample.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
@@ -48,7 +50,7 @@ class TAPS(StepSize):
     q = number(0.0)
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)
@@ -81,7 +83,7 @@ class MOTAPS(StepSize):
     tau = number(0.0, key="target")
 
     def measure(self, x: Place) -> tuple[Any, Any]:
-        return x.lr / x.top * dot(x.g, x.u), decay_loss(x)
+        return x.lr / x.top * dot(x.g, x.u), loss_shift(x)
 
     def decide(self, c: Place, slope: Any, decay: Any) -> None:
         alpha, due = _project(c, self.samples, slope, decay)
