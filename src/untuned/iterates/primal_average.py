@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from untuned.parts import Iterate, Place, hyper, slot
 
@@ -19,8 +19,12 @@ class PrimalAverage(Iterate):
 
     gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
     momentum: float = hyper(default=0.9, within="[0, 1)")
+    decays_w: ClassVar[bool] = True
     z = slot("z", start="start")
 
+    def point(self, x: Place) -> Any:
+        return x.z
+
     def move(self, x: Place) -> None:
-        x.z = x.base(x.z, at=x.z)
+        x.z = x.base(x.z)
         x.p = x.momentum * x.p + (1 - x.momentum) * x.z

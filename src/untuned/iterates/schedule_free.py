@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from untuned.parts import Iterate, Place, hyper, maximum, number, slot, where
 
@@ -29,6 +29,9 @@ class ScheduleFree(Iterate):
     largest = number(0.0, key="lr_max")
     total = number(0.0, key="weight_sum")
     ck = number(0.0, key="ckp1")
+
+    def point(self, x: Place) -> Any:
+        return x.z
 
     def decide(self, c: Place) -> None:
         c.largest = maximum(c.largest, c.rate)

@@ -35,8 +35,9 @@ class Place:
         self._frame.write(self._part, name, value)
 
     def base(self, w: Any, at: Any = None) -> Any:
-        """Where the plain step takes w, with the weight decay of the point `at` (by default of x.p)."""
-        new = self.decayed(w - self.size * self.u, self.p if at is None else at)
+        """Where the plain step takes w, with the weight decay of the point `at` (by default where the iterate says)."""
+        here = self.w if self._frame.parts["iterate"].decays_w else self.p
+        new = self.decayed(w - self.size * self.u, here if at is None else at)
         for role, part in self._frame.before(self._part, "around"):
             new = part.around(self._frame.place(role), w, new)
         return new
@@ -178,11 +179,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "p": ("sweeps", _engine("p"), "the parameter"),
     "g": ("sweeps", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
     "raw": ("sweeps", Frame.raw, "its gradient before the weight decay"),
-    "w": (
-        "a sweep",
-        _verb("iterate", "point", default=_engine("p")),
-        "where the plain step starts: x.p, z of averages",
-    ),
+    "w": ("sweeps", _verb("iterate", "point", default=_engine("p")), "where the plain step starts: x.p, z of averages"),
     "m": ("sweeps", _average, "the direction's average of gradients"),
     "u": ("sweeps", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
     "scale": ("sweeps", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),
