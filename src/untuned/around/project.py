@@ -12,11 +12,11 @@ class Project(StepTransform):
 
         w <- w' R / |w'|                                  w': the plain step; R: |w| before the tensor's first step
 
-    The norms are of a tensor or, with scope="row", of each slice along its first dimension; a tensor with fewer than two
-    is one row. What has the norm 0, at the start or after a plain step, is left alone. Meant for the matrices between
-    normalisations, so give other tensors a label without it: around={"hidden": [Project()], "rest": []}. Differs from
-    the paper in that: every step is projected, and the layers' scales and offsets are not. Under Schedule-Free it is z
-    that keeps its norm. Sweeps: 2. Slots: none, and two numbers per tensor or row.
+    The norms are of a tensor or, with scope="row", of each slice along the first dimension; a tensor with fewer than
+    two dimensions is one row. What has the norm 0, at the start or after a plain step, is left alone. Meant for the
+    matrices between normalisations, so give other tensors a label without it: around={"hidden": [Project()], "rest":
+    []}. Differs from the paper in that: every step is projected, and the layers' scales and offsets are not. Under
+    Schedule-Free it is z that keeps its norm. Sweeps: 2. Slots: none, and two numbers per tensor or row.
     """
 
     scope: str = choice(default="tensor", others=("row",))
