@@ -63,12 +63,11 @@ def plan(variants: Iterable[Parts]) -> Plan:
         else:
             together.append([role])
     for measured in together:
-        if ready := [r for r in waiting if r not in measures and roles.index(r) < roles.index(measured[0])]:
-            sweeps.append(([], [(r, "decide") for r in ready]))
-            waiting = [r for r in waiting if r not in ready]
-        mine = [r for r in waiting if r in measured or r not in measures]
+        ready = [r for r in waiting if r not in measures and roles.index(r) < roles.index(measured[0])]
+        mine = [r for r in waiting if r not in ready and (r in measured or r not in measures)]
+        sweeps += [([], [(r, "decide") for r in ready])] if ready else []
         sweeps.append(([*body, *((r, "measure") for r in measured)], [(r, "decide") for r in mine]))
-        body, waiting = [], [r for r in waiting if r not in mine]
+        body, waiting = [], [r for r in waiting if r not in (*ready, *mine)]
     if waiting:
         sweeps.append(([], [(r, "decide") for r in waiting]))
     return [*sweeps, ([*body, *move], [])]

@@ -172,8 +172,7 @@ def _reduced(one: Reduced, like: torch.Tensor, by_rows: bool) -> torch.Tensor:
         one.value, dtype=like.dtype if not torch.is_tensor(one.value) else None, device=like.device
     )
     values = values.expand_as(like) if values.dim() < like.dim() else values
-    rows = row_count(values) if by_rows else 1
-    values = values.reshape(rows, values.numel() // max(rows, 1))  # of no element there may be no row
+    values = values.flatten(1) if by_rows and values.dim() > 1 else values.reshape(1, -1)
     if one.kind == "max":
         return torch.cat([values.double(), values.new_zeros(len(values), 1, dtype=torch.float64)], 1).amax(1)
     return values.sum(1, dtype=torch.float64)

@@ -105,11 +105,10 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
 
 
 def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> torch.Tensor:
-    """The reductions of tensors from those of their rows."""
+    """The reductions of tensors from those of their rows, of which a shard may have none."""
     rows = block.split([row_count(local(p)) for p in bucket.params])
     largest = torch.tensor([one.kind == "max" for one in ones], device=block.device)
-    none = block.new_zeros(1, len(ones))  # a shard may have no row
-    found = [torch.where(largest, torch.cat([t, none]).amax(0), t.sum(0)) for t in rows]
+    found = [torch.where(largest, torch.cat([t, t.new_zeros(1, len(ones))]).amax(0), t.sum(0)) for t in rows]
     return torch.stack(found) if found else block
 
 
