@@ -61,7 +61,7 @@ def placed(rank: int, name: str, by: Any) -> dict[str, Any]:
     """Matrices split in one way, the biases kept whole by the mesh."""
     mesh = init_device_mesh("cpu", (2,))
     whole, model = processes.network(), processes.network()
-    for layer in (model[0], model[2]):
+    for layer in model.children():
         for leaf, p in list(layer.named_parameters()):
             placement = by if p.dim() > 1 else Replicate()
             setattr(layer, leaf, nn.Parameter(distribute_tensor(p.detach(), mesh, [placement])))
@@ -79,7 +79,7 @@ def placed(rank: int, name: str, by: Any) -> dict[str, Any]:
 
 
 def every_scenario(rank: int, folder: Path) -> dict[str, Any]:
-    found = {f"sharded {name}": sharded(rank, name) for name in CASES}
+    found: dict[str, Any] = {f"sharded {name}": sharded(rank, name) for name in CASES}
     found |= {f"{way} {name}": placed(rank, name, by) for way, by in PLACED.items() for name in CASES}
     ones = [Reduced(0.0, "max"), Reduced(0.0, "max"), Reduced(0.0)]
     for bad in range(2):
