@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "untuned"
-METHODS = [p for room in ("directions", "step_sizes", "iterates") for p in sorted((PACKAGE / room).glob("*.py"))]
+ROOMS = ("gradients", "directions", "step_sizes", "around", "iterates")
+METHODS = [p for room in ROOMS for p in sorted((PACKAGE / room).glob("*.py"))]
 
 
 def code_lines(path: Path) -> int:

@@ -270,7 +270,7 @@ def test_random_scaled_schedule_free_scales_z_and_leaves_the_weights():
 
 
 def norms(a, rows):
-    return np.linalg.norm(a.reshape(len(a) if rows else 1, -1), axis=1)
+    return np.linalg.norm(a.reshape(len(a) if rows and a.ndim > 1 else 1, -1), axis=1)
 
 
 @pytest.mark.parametrize("rows", [False, True])

@@ -1,6 +1,6 @@
 """Training PyTorch models without tuning the learning rate."""
 
-from untuned import directions, iterates, schedules, step_sizes, weight_decay
+from untuned import around, directions, gradients, iterates, schedules, step_sizes, weight_decay
 from untuned._version import __version__
 from untuned.migration import migrate
 from untuned.optimizer.optimizer import Optimizer
@@ -93,10 +93,12 @@ __all__ = [
     "ResettingGD",
     "SGDScheduleFree",
     "__version__",
+    "around",
     "compose",
     "create",
     "directions",
     "get",
+    "gradients",
     "iterates",
     "migrate",
     "schedules",

@@ -41,7 +41,7 @@ RULED = pytest.mark.parametrize(("rule", "execution"), MEASURED)
 class GPAOfY(iterates.GPA):
     """With the weight decay of y."""
 
-    decays_z: ClassVar[bool] = False
+    decays_w: ClassVar[bool] = False
 
 
 def follow(

@@ -13,7 +13,7 @@ class Averaged(Iterate):
     """x averages the points z that plain steps lead through; gradients are taken at y, which p holds.
 
         y = train x + (1 - train) z
-        z <- the plain step from z, with the weight decay of z if `decays_z`, else of y
+        z <- the plain step from z, with the weight decay of z if `decays_w`, else of y
         x <- (1 - c) x + c z
 
     Stored are z and y; x = (y - (1 - train) z) / train. A class gives `train` in (0, 1], which must not change between
@@ -28,7 +28,7 @@ class Averaged(Iterate):
     _: KW_ONLY
     measure_at: str = choice(default="z", others=("y",))
     gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
-    decays_z: ClassVar[bool] = True
+    decays_w: ClassVar[bool] = True
     z = slot("z", start="start")
 
     @abc.abstractmethod
@@ -40,11 +40,11 @@ class Averaged(Iterate):
         """The share of the new z in x."""
 
     def point(self, x: Place) -> Any:
-        return x.z if self.measure_at == "z" else x.p
+        return x.z
 
     def move(self, x: Place) -> None:
         train, c = self._train(x), self._share(x)
-        z = x.base(x.z, at=x.z if self.decays_z else x.p)
+        z = x.base(x.z)
         x.p = (1 - train + train * c) * z + (1 - c) * (x.p - (1 - train) * x.z)
         x.z = z
 

@@ -27,7 +27,7 @@ class ScheduleFree(Evaluated):
     r: float = hyper(default=0.0, within="[0, inf)")
     weight_lr_power: float = hyper(default=2.0, within="[0, inf)")
     scope = "tensor"
-    decays_z: ClassVar[bool] = False
+    decays_w: ClassVar[bool] = False
     largest = number(0.0, key="lr_max")
     total = number(0.0, key="weight_sum")
     ck = number(0.0, key="ckp1")

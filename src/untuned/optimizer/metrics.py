@@ -43,9 +43,7 @@ class Watch:
             for n in part.numbers().values():
                 held = [held[n.key].to(now.device) for held in states.values() if n.key in held]
                 if part.per_tensor(n) and held:
-                    found[n.key] = torch.stack(
-                        [local(value).mean() if part.per_row(n) else value for value in held]
-                    ).mean()
+                    found[n.key] = torch.cat([local(value).reshape(-1) for value in held]).mean()
                 elif not part.per_tensor(n):
                     value = next(group[n.key] for group in groups if part in now.recipe.of(group).values())
                     found |= {n.key: value} if value.dim() == 0 else {}

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from untuned.directions import Adam
 from untuned.iterates import Plain
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
-from untuned.parts import Direction, Iterate, StepSize, WeightDecay
+from untuned.parts import Direction, GradientTransform, Iterate, StepSize, StepTransform, WeightDecay
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Decoupled
 
 
 def compose(
     params: Any,
-    direction: Direction | None = None,
+    direction: Direction | Mapping[str, Direction] | None = None,
     step_size: StepSize | None = None,
     iterate: Iterate | None = None,
-    decay: WeightDecay | None = None,
+    decay: WeightDecay | Mapping[str, WeightDecay] | None = None,
+    gradient: Sequence[GradientTransform] | Mapping[str, Sequence[GradientTransform]] | None = None,
+    around: Sequence[StepTransform] | Mapping[str, Sequence[StepTransform]] | None = None,
     **engine: Unpack[EngineOptions],
 ) -> Optimizer:
-    """An optimizer from parts; what is left out is Adam, Fixed, Plain and Decoupled.
+    """An optimizer from parts; what is left out is Adam, Fixed, Plain and Decoupled, with no transforms.
+
+    `gradient` is a list of transforms of the gradient and `around` one of transforms of the plain step, each of which
+    turns what those before it made. All but the step size and the iterate may be a dict from labels to such parts or
+    lists: a group with `label` is then served by those of its label.
 
     Raises `TypeError` in one sentence if the parts do not fit together.
 
@@ -31,6 +38,7 @@ def compose(
     >>> from untuned.step_sizes import Fixed, MoMo
     >>> w = torch.nn.Parameter(torch.ones(3))
     >>> optimizer = untuned.compose([w], direction=TAM(), step_size=Fixed(1.0), iterate=Mechanic())
+    >>> optimizer = untuned.compose([w], around=[untuned.around.RandomScaling(), untuned.around.Project()])
     >>> untuned.compose([w], direction=TAM(), step_size=MoMo())
     Traceback (most recent call last):
         ...
@@ -39,4 +47,4 @@ differently; scope='model' gives one damping for the whole model. Use AdaGrad, A
 DualAverage, Gradient, Momentum, RMSProp or SNGM.
     """
     parts = direction or Adam(), step_size or Fixed(), iterate or Plain(), decay or Decoupled()
-    return Optimizer(params, *parts, **engine)
+    return Optimizer(params, *parts, gradient=gradient or (), around=around or (), **engine)

@@ -101,6 +101,7 @@ class Iterate(Part):
 
     verbs: ClassVar[tuple[str, ...]] = ("point", "measure", "decide", "move", "leave", "enter", "effective", *ADVICE)
     wants_size: ClassVar[bool] = False  # its `measure` reads x.size
+    decays_w: ClassVar[bool] = False  # the weights that decay are x.w, not x.p
     affine: ClassVar[bool] = False  # the new x.p is affine in the old one and in x.size * x.u
 
     @abc.abstractmethod

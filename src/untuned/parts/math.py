@@ -136,4 +136,5 @@ def uniform(seed: Any, k: Any) -> Any:
     So it is equal on all ranks and after a resume.
     """
     seed, k = (q.long() if isinstance(q, torch.Tensor) else np.asarray(q).astype(np.int64) for q in (seed, k))
-    return (mixed(mixed(k) ^ mixed(seed + 0x9E3779B9 & 0xFFFFFFFF)) + 0.5) / 2.0**32
+    bits = mixed(mixed(k) ^ mixed(seed + 0x9E3779B9 & 0xFFFFFFFF))
+    return ((bits.double() if isinstance(bits, torch.Tensor) else bits) + 0.5) / 2.0**32

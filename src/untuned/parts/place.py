@@ -34,9 +34,10 @@ class Place:
     def __setattr__(self, name: str, value: Any) -> None:
         self._frame.write(self._part, name, value)
 
-    def base(self, w: Any, at: Any = None) -> Any:
-        """Where the plain step takes w, with the weight decay of the point `at` (by default of x.p)."""
-        new = self.decayed(w - self.size * self.u, self.p if at is None else at)
+    def base(self, w: Any) -> Any:
+        """Where the plain step takes w, with the weight decay of x.p, or of the point where such steps start."""
+        at = self.w if self._frame.parts["iterate"].decays_w else self.p
+        new = self.decayed(w - self.size * self.u, at)
         for role, part in self._frame.before(self._part, "around"):
             new = part.around(self._frame.place(role), w, new)
         return new
@@ -148,6 +149,13 @@ class Frame:
         return g if role.startswith("gradient") else self.parts["decay"].gradient(self.old().place("decay"), g)
 
 
+    def start(self, part: Part) -> Any:
+        """Where the plain step starts; for a step size, p if the iterate is to be measured there."""
+        iterate = self.parts["iterate"]
+        here = part is self.parts["step_size"] and getattr(iterate, "measure_at", "z") == "y"
+        return self.engine("p") if here or not hasattr(iterate, "point") else iterate.point(self.place("iterate"))
+
+
 Read = Callable[[Frame, Part], Any]
 
 
@@ -178,7 +186,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "p": ("sweeps", _engine("p"), "the parameter"),
     "g": ("sweeps", Frame.gradient, "its gradient, sign, clipping, transforms and coupled weight decay applied"),
     "raw": ("sweeps", Frame.raw, "its gradient before the weight decay"),
-    "w": ("sweeps", _verb("iterate", "point", default=_engine("p")), "where step sizes measure: x.p, or z of averages"),
+    "w": ("sweeps", lambda frame, part: frame.start(part), "where the plain step starts: p, or z of averages"),
     "m": ("sweeps", _average, "the direction's average of gradients"),
     "u": ("sweeps", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
     "scale": ("sweeps", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),

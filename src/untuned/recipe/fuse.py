@@ -186,10 +186,8 @@ def _moved_ahead(
     numbers = {n.key: n for part in decided for n in part.numbers().values()}
     changed = sorted(row for row in rows if row[0] in BEFORE and row[1] in numbers)
     direction = leaves([Symbol.lift(TraceFrame(recipe, parts, zeros).read(iterate, "u"))])
-    wrapped = any(role.startswith("around") for role in parts)
-    follows = (
-        wrapped or not same(rate, rate_then) or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction)
-    )
+    follows = any(role.startswith("around") for role in parts) or not same(rate, rate_then)
+    follows = follows or any(leaf.op == "load" and leaf.args[0] == "p" for leaf in direction)
     if follows or {*now.stores} != {"p"} or not (iterate.affine and all(numbers[key].seldom for _, key, _ in changed)):
         return None
     new, old = (moved(Symbol("const", 0.0), before)[0].stores["p"] for before in ([], decided))

@@ -30,8 +30,10 @@ ROLES = ("gradient", "direction", "step_size", "around", "iterate", "decay")
 def plan(variants: Iterable[Parts]) -> Plan:
     """Sweeps in order, each as (its verbs, the verbs that decide on its sums), for all that a partition holds.
 
-    A decision without sums follows the step size's, or comes first if nothing is measured. Kernels join the move with
-    the sweep before it where the decisions in between change nothing that it reads, or seldom do.
+    A decision without sums follows the step size's, or comes first if nothing is measured or only later parts do, who
+    may read it. What is remembered of the gradient goes back along the chain, since each transform reads those before
+    it. Kernels join the move with the sweep before it where the decisions in between change nothing that it reads, or
+    seldom do.
     """
     variants = list(variants)
     roles = sorted({role for parts in variants for role in parts}, key=lambda r: (ROLES.index(r.split()[0]), r))
@@ -47,7 +49,7 @@ def plan(variants: Iterable[Parts]) -> Plan:
             sweeps.append(([*body, (role, "look")], [(role, "decide")]))
             body = []
         body += [(role, verb) for verb in ("accumulate", "reform") if role in having(verb)]
-    move = [("iterate", "move"), *((role, "remember") for role in having("remember"))]
+    move = [("iterate", "move"), *((role, "remember") for role in reversed(having("remember")))]
     waiting = [role for role in decides if role not in looks]  # for the first sums of what is measured, if anything is
     slices = any(parts["step_size"].every > 1 for parts in variants)
     if slices and body and measures:  # its measure sees other elements than the rest
@@ -61,9 +63,11 @@ def plan(variants: Iterable[Parts]) -> Plan:
         else:
             together.append([role])
     for measured in together:
-        mine = [r for r in waiting if r in measured or r not in measures]
+        ready = [r for r in waiting if r not in measures and roles.index(r) < roles.index(measured[0])]
+        mine = [r for r in waiting if r not in ready and (r in measured or r not in measures)]
+        sweeps += [([], [(r, "decide") for r in ready])] if ready else []
         sweeps.append(([*body, *((r, "measure") for r in measured)], [(r, "decide") for r in mine]))
-        body, waiting = [], [r for r in waiting if r not in mine]
+        body, waiting = [], [r for r in waiting if r not in (*ready, *mine)]
     if waiting:
         sweeps.append(([], [(r, "decide") for r in waiting]))
     return [*sweeps, ([*body, *move], [])]

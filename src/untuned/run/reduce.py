@@ -26,7 +26,8 @@ def over_groups(values: torch.Tensor, groups: tuple[Any, ...], ones: Sequence[Re
         dist.all_reduce(added, group=group)
         if any(maxima):
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    return torch.where(torch.tensor(maxima, device=values.device), largest, added) if any(maxima) else added
+    taken = torch.tensor(maxima, device=values.device) & ~added.isnan()  # a maximum over ranks may overlook a NaN
+    return torch.where(taken, largest, added) if any(maxima) else added
 
 
 def gather(

@@ -91,6 +91,8 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
     """The reductions of a sweep over all ranks that hold shards: [live tensors, reductions], and per bucket [rows,
     reductions] if the recipe has decisions of rows. 0 in a group whose lr is a tensor of 0: it is not there."""
     ones = [one for of_role in sums.values() for one in of_role]
+    if not ones:
+        return torch.zeros(0), [block.to(now.device) for block in blocks]
     for i, bucket in enumerate(now.buckets):
         if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
             blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
@@ -103,12 +105,11 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
 
 
 def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> torch.Tensor:
-    """The reductions of tensors from those of their rows."""
+    """The reductions of tensors from those of their rows, of which a shard may have none."""
     rows = block.split([row_count(local(p)) for p in bucket.params])
-    reduced = (
-        [(c.amax() if one.kind == "max" else c.sum()) for one, c in zip(ones, t.unbind(1), strict=True)] for t in rows
-    )
-    return torch.stack([torch.stack(values) for values in reduced]) if bucket.params else block
+    largest = torch.tensor([one.kind == "max" for one in ones], device=block.device)
+    found = [torch.where(largest, torch.cat([t, t.new_zeros(1, len(ones))]).amax(0), t.sum(0)) for t in rows]
+    return torch.stack(found) if found else block
 
 
 def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, in_numpy: bool) -> None:

@@ -25,7 +25,8 @@ def normalize_and_project(
 ) -> Result:
     """Normalize-and-Project (arXiv 2407.01800): after each step of SGD or AdamW tensors have their first norm again.
 
-    ``rows``: not the tensor but each slice along its first dimension, flattened, keeps its norm.
+    ``rows``: not the tensor but each slice along its first dimension, flattened, keeps its norm; a tensor with fewer
+    than two dimensions is one row.
     ``normalize_update``: the direction u is first rescaled to the norm R that is kept, so that lr is an angle
     (Hyperball, arXiv 2606.16899): x - lr R u / |u|.
     A row or tensor that began at zero, or that a step takes there, is not rescaled, nor its direction. ``momentum``
@@ -59,7 +60,7 @@ def normalize_and_project(
 
 def _norm(a: Array, rows: bool) -> Array:
     """Of the tensor or of each slice along its first dimension, in a shape that multiplies it."""
-    return np.sqrt(np.sum(a**2, axis=tuple(range(1 if rows else 0, a.ndim)), keepdims=True))
+    return np.sqrt(np.sum(a**2, axis=tuple(range(1 if rows and a.ndim > 1 else 0, a.ndim)), keepdims=True))
 
 
 def _rescaled(a: Array, norm: Array, rows: bool) -> Array:

@@ -1,0 +1,5 @@
+"""Transforms of the gradient."""
+
+from untuned.gradients.adarem import AdaRem
+
+__all__ = ["AdaRem"]
