@@ -36,7 +36,8 @@ class Place:
 
     def base(self, w: Any, at: Any = None) -> Any:
         """Where the plain step takes w, with the weight decay of the point `at` (by default of x.p)."""
-        new = self.decayed(w - self.size * self.u, self.p if at is None else at)
+        size, u, p = (LETTERS[name][1](self._frame, self._part) for name in ("size", "u", "p"))  # no letters of its own
+        new = self.decayed(w - size * u, p if at is None else at)
         for role, part in self._frame.before(self._part, "around"):
             new = part.around(self._frame.place(role), w, new)
         return new
