@@ -73,13 +73,14 @@ class Inputs:
             raise TypeError(f"{self.title}.step() takes no {unknown[0]!r}; it takes {names}.")
         if missing := [key for key in declared if key not in given]:
             raise ValueError(f"{self.title}.step() needs {missing[0]}: call step({missing[0]}=...) with a number.")
+        given = {key: value.detach() if torch.is_tensor(value) else value for key, value in given.items()}
         for key, value in given.items():
             if not (value.numel() == 1 and not value.is_complex() if torch.is_tensor(value) else is_real(value)):
                 raise TypeError(f"{self.title}: {key} must be a number or a one-element tensor, not {value!r}.")
         for key, within in self.recipe.signals:
             if (not torch.is_tensor(given[key]) or given[key].is_cpu) and not inside(float(given[key]), within):
                 raise ValueError(f"{self.title}: {key} must be a number in {within}, not {given[key]!r}.")
-        return {key: number_from(value, device).detach().reshape(()) for key, value in given.items()}
+        return {key: number_from(value, device).reshape(()) for key, value in given.items()}
 
     def of_rank(self, loss: Any, computed: Any, sample_ids: Any, device: torch.device) -> tuple[Any, Any]:
         """The loss of this rank, as a number, and its sample ids, if the method reads them."""
