@@ -72,7 +72,7 @@ class Frame:
                 yield role, one
 
     def read(self, part: Part, name: str) -> Any:
-        if name == "top" and part.scope != "model":
+        if name == "top" and part.scope != "model" and name not in part.letters:
             name = "lr"
         letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):

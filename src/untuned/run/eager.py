@@ -88,7 +88,8 @@ class ElementFrame(Frame):
 
     def _spread(self, part: Part, declared: Number, value: torch.Tensor) -> torch.Tensor:
         """A number of each row beside the row's elements."""
-        return value.view(-1, *[1] * (max(self.param.dim(), 1) - 1)) if part.per_row(declared) else value
+        dim = self.param.dim()
+        return value.view(value.shape[:dim] + (1,) * (dim - 1)) if part.per_row(declared) else value
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         return hyper(self.bucket.group, letter)
@@ -170,8 +171,9 @@ def _reduced(one: Reduced, like: torch.Tensor, by_rows: bool) -> torch.Tensor:
     values = torch.as_tensor(
         one.value, dtype=like.dtype if not torch.is_tensor(one.value) else None, device=like.device
     )
-    values = values.expand_as(like) if values.dim() < like.dim() else values
-    values = values.reshape(row_count(values) if by_rows else 1, -1)
+    values = values.expand_as(like)
+    rows = row_count(values) if by_rows else 1
+    values = values.reshape(rows, values.numel() // max(rows, 1))
     if one.kind == "max":
         return torch.cat([values.double(), values.new_zeros(len(values), 1, dtype=torch.float64)], 1).amax(1)
     return values.sum(1, dtype=torch.float64)

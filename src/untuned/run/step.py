@@ -106,11 +106,11 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
 
 def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> torch.Tensor:
     """The reductions of tensors from those of their rows."""
-    rows = block.split([row_count(local(p)) for p in bucket.params])
-    reduced = (
-        [(c.amax() if one.kind == "max" else c.sum()) for one, c in zip(ones, t.unbind(1), strict=True)] for t in rows
-    )
-    return torch.stack([torch.stack(values) for values in reduced]) if bucket.params else block
+    found = block.new_zeros((len(bucket.params), len(ones)))
+    for i, rows in enumerate(block.split([row_count(local(p)) for p in bucket.params])):
+        for j, one in enumerate(ones if len(rows) else ()):
+            found[i, j] = rows[:, j].amax() if one.kind == "max" else rows[:, j].sum()
+    return found
 
 
 def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, in_numpy: bool) -> None:
