@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ CHUNK = 64  # of the native kernels here
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     if launch.native_available:
         from untuned.kernels import native
 
@@ -58,7 +58,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         from untuned.kernels import triton
 
         monkeypatch.setattr(triton, "CHUNK", 2 * triton.BLOCK)
-    yield
 
 
 @pytest.fixture
@@ -226,20 +225,19 @@ def test_what_is_not_finite(scope: str, dtype: torch.dtype, execution: str, by: 
     for way in ("reference", execution):
         params = parameters(dtype, names)
         optimizer = optimizer_of(params, scope, by(way), skip_nonfinite=False)
-        give_gradients(params, 0)
-        optimizer.step()
+        for _ in range((dtype, execution) != (torch.bfloat16, "triton")):  # the interpreter cuts weights off
+            give_gradients(params, 0)
+            optimizer.step()
         give_gradients(params, 1)
         params[3].grad[1, CHUNK + 3] = torch.nan  # in a chunk that is not the last
         params[4].grad[0, 2400] = torch.inf
         optimizer.step()
         found.append((params, measured(optimizer, scope)))
     (ours, numbers), (theirs, expected) = found
-    # the interpreter cuts weights off to bfloat16 in the first step, where others round them
-    apart = {torch.float64: 1e-14, torch.float32: 1e-5}.get(dtype, 2.0**-6 if execution == "triton" else 1e-5)
     for key in NUMBERS:
         for one, other in zip(numbers[key], expected[key], strict=True):
             assert torch.isfinite(one).all()
-            torch.testing.assert_close(one, other, rtol=apart, atol=0.0)
+            torch.testing.assert_close(one, other, rtol=1e-5 if dtype != torch.float64 else 1e-14, atol=0.0)
     for p, q in zip(ours, theirs, strict=True):
         assert torch.equal(torch.isfinite(p), torch.isfinite(q))
         torch.testing.assert_close(p, q, rtol=4 * torch.finfo(dtype).eps, atol=1e-6, equal_nan=True)
