@@ -21,8 +21,8 @@ class OrderedMomentum(Iterate):
     So the order in which a set of gradients arrives does not change where it ends. With one worker this is heavy ball.
     An index above t counts as t. The learning rate and the weight decay are inside s: they are those of the arrival, so
     for a schedule that does not depend on the order set the lr of the index before the step. A tensor that rests
-    catches up with the buckets when it takes a step again. Any direction and step size, though only directions that
-    remember nothing keep the result independent of the order. Slots: 1, and two numbers per tensor.
+    catches up with the buckets when it takes a step again. Any direction and step size, though only those that remember
+    nothing keep the result independent of the order. Slots: 1, and two numbers per tensor.
     """
 
     momentum: float = hyper(default=0.9, within="[0, 1)")
