@@ -26,6 +26,8 @@ UPHILL = {  # allowed cells that reduce the loss at no lr, and why
     ("CubeRootDA", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
     ("DualAverage", "GradaGrad", "PrimalAverage"): "as with AdaGradDA",
 }
+for direction, step_size, iterate in [*UPHILL]:  # the two are equal where no gradient is late
+    UPHILL[direction, step_size, "OrderedMomentum"] = f"as with {iterate}: heavy ball"
 
 # Five samples, five weights: mean of (row x - target)^2 / 2, whose Hessian has condition number 3 and couples all.
 _v = torch.arange(1.0, 6.0, dtype=torch.float64)
@@ -68,7 +70,8 @@ def loss_of(points: list[Tensor]) -> Tensor:
 
 def train(optimizer: untuned.Optimizer, steps: int) -> None:
     for _ in range(steps):
-        optimizer.step(loss=loss_of(weights(optimizer)), sample_ids=SAMPLES)
+        signals = {key: optimizer.param_groups[0]["steps"] for key, _ in optimizer.recipe.signals}  # index: not late
+        optimizer.step(loss=loss_of(weights(optimizer)), sample_ids=SAMPLES, **signals)
 
 
 def everything(optimizer: untuned.Optimizer) -> dict[tuple[int, str], Tensor]:

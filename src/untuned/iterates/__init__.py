@@ -4,6 +4,7 @@ from untuned.iterates.from_start import FromStart
 from untuned.iterates.gpa import GPA
 from untuned.iterates.mechanic import Mechanic
 from untuned.iterates.mechanize import Mechanize
+from untuned.iterates.ordered_momentum import OrderedMomentum
 from untuned.iterates.plain import Plain
 from untuned.iterates.primal_average import PrimalAverage
 from untuned.iterates.resetting import Resetting
@@ -15,6 +16,7 @@ __all__ = [
     "FromStart",
     "Mechanic",
     "Mechanize",
+    "OrderedMomentum",
     "Plain",
     "PrimalAverage",
     "Resetting",

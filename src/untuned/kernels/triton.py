@@ -34,7 +34,7 @@ _TEMPLATES = {"where": "tl.where({0}, {1}, {2})", "sqrt": "tl.sqrt({0})", "abs":
 _TEMPLATES |= {"cbrt": "power({0}, 1 / 3)", "**": "power({0}, {1})"}
 _TEMPLATES |= {"exp": "tl.exp({0})", "log": "tl.log({0})", "tanh": "tanh({0})"}
 for _name, _sign in (("min", "<"), ("max", ">")):  # of NaN and a number NaN, as in torch
-    _TEMPLATES[_name] = f"tl.where(({{0}} {_sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
+    _TEMPLATES[_name] = f"tl.where({{0}} != {{0}}, {{0}}, tl.where({{0}} {_sign} {{1}}, {{0}}, {{1}}))"
 
 _SOURCE = """\
 import triton
@@ -76,7 +76,7 @@ def power(x, y):
 @triton.jit
 def tanh(x):
     e = tl.exp(-2 * tl.abs(x))  # a polynomial near 0, where 1 - e would cancel
-    near = tl.abs(x) * (1 - x * x / 3 * (1 - 0.4 * x * x * (1 - 17 / 42 * x * x)))
+    near = tl.abs(x) * (1 - x * x / 3 * (1 - 0.4 * x * x * (1 - 17 / 42 * x * x * (1 - 62 / 153 * x * x))))
     size = tl.where(tl.abs(x) < 0.04, near, (1 - e) / (1 + e))
     return tl.where(x < 0.0, -size, size)
 
@@ -131,7 +131,7 @@ class TritonWriter(Writer):
         body = self.loads + self.body
         for (summand, kind), total in self.totals.items():
             here = f"{{keep}}{summand}{{drop}}"
-            most = f"tl.where(({here} > {total}) | ({here} != {here}), {here}, {total})"
+            most = _TEMPLATES["max"].format(here, total)
             body.append(f"{total} += {here}" if kind == "sum" else f"{total} = {most}")
         for k, v in self.stores.items():
             v = f"at_random({v}, seed + (begin + i).to(tl.uint32), {shift(k)})" if k in self.at_random else v

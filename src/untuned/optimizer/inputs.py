@@ -14,7 +14,7 @@ import torch
 from untuned.memory.buckets import number_from
 from untuned.memory.now import Now
 from untuned.memory.slots import numbers_of_model
-from untuned.parts.declare import is_real
+from untuned.parts.declare import inside, is_real
 from untuned.recipe.recipe import Recipe
 from untuned.run import reduce
 
@@ -66,16 +66,20 @@ class Inputs:
         return ids.to(device, torch.int64)
 
     def signals(self, given: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        """The signals of a step, of which none may be missing and none may be foreign."""
-        declared = self.recipe.signals
+        """The signals of a step, of which none may be missing, foreign or outside its interval."""
+        declared = list(dict.fromkeys(key for key, _ in self.recipe.signals))
         if unknown := sorted(given.keys() - {*declared}):
             names = ", ".join(["loss", "sample_ids", *declared])
             raise TypeError(f"{self.title}.step() takes no {unknown[0]!r}; it takes {names}.")
         if missing := [key for key in declared if key not in given]:
             raise ValueError(f"{self.title}.step() needs {missing[0]}: call step({missing[0]}=...) with a number.")
+        given = {key: value.detach() if torch.is_tensor(value) else value for key, value in given.items()}
         for key, value in given.items():
-            if not is_real(value) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+            if not (value.numel() == 1 and not value.is_complex() if torch.is_tensor(value) else is_real(value)):
                 raise TypeError(f"{self.title}: {key} must be a number or a one-element tensor, not {value!r}.")
+        for key, within in self.recipe.signals:
+            if (not torch.is_tensor(given[key]) or given[key].is_cpu) and not inside(float(given[key]), within):
+                raise ValueError(f"{self.title}: {key} must be a number in {within}, not {given[key]!r}.")
         return {key: number_from(value, device).reshape(()) for key, value in given.items()}
 
     def of_rank(self, loss: Any, computed: Any, sample_ids: Any, device: torch.device) -> tuple[Any, Any]:

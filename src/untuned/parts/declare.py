@@ -43,6 +43,7 @@ class Hyper:
 @dataclasses.dataclass(frozen=True)
 class Signal:
     key: str  # the keyword of step()
+    within: str
 
 
 def slot(key: str, start: str | float = 0.0, total: bool = False, shape: Any = None) -> Any:
@@ -61,9 +62,13 @@ def scratch(key: str) -> Any:
     return Slot(key, 0.0, kept=False)
 
 
-def signal(key: str) -> Any:
-    """A number that the caller hands to every step, `step(key=value)`, which is then required; equal on all ranks."""
-    return Signal(key)
+def signal(key: str, within: str = "(-inf, inf)") -> Any:
+    """A number that the caller hands to every step, `step(key=value)`, which is then required; equal on all ranks.
+
+    A step refuses a value outside the interval, where looking at it is free; on a GPU only what is not finite, and then
+    it is skipped.
+    """
+    return Signal(key, within)
 
 
 def number(

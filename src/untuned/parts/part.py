@@ -82,9 +82,9 @@ class Part(abc.ABC):
         size = getattr(self, n.size)
         return len(size) if isinstance(size, tuple) else size
 
-    def signals(self) -> set[str]:
-        """The keywords of `step()` that the part reads, but for the loss and the samples."""
-        return {v.key for v in self.letters.values() if isinstance(v, Signal)}
+    def signals(self) -> set[tuple[str, str]]:
+        """The keywords of `step()` that the part reads, but for the loss and the samples, and their intervals."""
+        return {(v.key, v.within) for v in self.letters.values() if isinstance(v, Signal)}
 
     def per_tensor(self, n: Number) -> bool:
         return n.each or self.scope in ("tensor", "row")

@@ -36,8 +36,9 @@ class Place:
 
     def base(self, w: Any) -> Any:
         """Where the plain step takes w, with the weight decay of x.p, or of the point where such steps start."""
-        at = self.w if self._frame.parts["iterate"].decays_w else self.p
-        new = self.decayed(w - self.size * self.u, at)
+        at = "w" if self._frame.parts["iterate"].decays_w else "p"
+        size, u, at = (LETTERS[name][1](self._frame, self._part) for name in ("size", "u", at))  # no letters of its own
+        new = self.decayed(w - size * u, at)
         for role, part in self._frame.before(self._part, "around"):
             new = part.around(self._frame.place(role), w, new)
         return new
@@ -72,7 +73,7 @@ class Frame:
                 yield role, one
 
     def read(self, part: Part, name: str) -> Any:
-        if name == "top" and part.scope != "model":
+        if name == "top" and part.scope != "model" and name not in part.letters:
             name = "lr"
         letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
@@ -147,7 +148,6 @@ class Frame:
         g, role = self.raw(part), next(role for role, one in self.parts.items() if one is part)
         # the weights that decay are those from before the sweep, whatever moved in it
         return g if role.startswith("gradient") else self.parts["decay"].gradient(self.old().place("decay"), g)
-
 
     def start(self, part: Part) -> Any:
         """Where the plain step starts; for a step size, p if the iterate is to be measured there."""

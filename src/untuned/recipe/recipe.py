@@ -112,8 +112,8 @@ class Recipe:
         return next((part.samples for part in self.all_parts if "sample_ids" in part.needs), None)
 
     @functools.cached_property
-    def signals(self) -> list[str]:
-        return sorted({key for part in self.all_parts for key in part.signals()})
+    def signals(self) -> list[tuple[str, str]]:
+        return sorted({one for part in self.all_parts for one in part.signals()})
 
     @functools.cached_property
     def shared(self) -> list[tuple[Any, str]]:

@@ -171,8 +171,9 @@ def _reduced(one: Reduced, like: torch.Tensor, by_rows: bool) -> torch.Tensor:
     values = torch.as_tensor(
         one.value, dtype=like.dtype if not torch.is_tensor(one.value) else None, device=like.device
     )
-    values = values.expand_as(like) if values.dim() < like.dim() else values
-    values = values.flatten(1) if by_rows and values.dim() > 1 else values.reshape(1, -1)
+    values = values.expand_as(like)
+    rows = row_count(values) if by_rows else 1
+    values = values.reshape(rows, values.numel() // max(rows, 1))
     if one.kind == "max":
         return torch.cat([values.double(), values.new_zeros(len(values), 1, dtype=torch.float64)], 1).amax(1)
     return values.sum(1, dtype=torch.float64)

@@ -149,7 +149,7 @@ class Launch:
                     self.rest.append((i, j))
                 else:
                     then = any(one.then for one in self.stages[label])
-                    one_pass = local(p) is p and p.numel() <= kernels.ONE_PASS and then
+                    one_pass = not self.recipe.by_rows and local(p) is p and p.numel() <= kernels.ONE_PASS and then
                     taken.setdefault((bucket.device, kernels, label, one_pass, dtypes), []).append((i, bucket, j))
         self.batches = [
             Batch(kernels, label, one, self.recipe.by_rows, dtypes, where, self.captured)

@@ -66,7 +66,9 @@ def begin(now: Now, launch: Launch) -> None:
         sums = reduce.over_shards(table.sum(0), now.shard_group)
         if recipe.skip_nonfinite:
             ok = (sums[0] == 0) & torch.isfinite(sums).all()  # a norm may overflow where no square does
-            now.go_on_if(ok if now.loss is None else ok & torch.isfinite(now.loss))
+            for value in (*now.signals.values(), *(() if now.loss is None else (now.loss,))):
+                ok = ok & torch.isfinite(value)
+            now.go_on_if(ok)
         if recipe.clip_grad_norm is not None:
             now.grad_norm = sums[1].sqrt()
             now.clip = (recipe.clip_grad_norm / (now.grad_norm + 1e-6)).clamp(max=1.0)  # torch's 1e-6
