@@ -45,12 +45,12 @@ class Muon(Direction):
 
     def accumulate(self, x: Place) -> None:
         x.m = x.m + x.take * (x.g - x.m)
-        x.o = x.g + x.keep * (x.m - x.g) if self.nesterov else x.m
 
     def reform(self, x: Place) -> None:
-        rows, columns = x.o.shape
+        n = x.g.to(x.m.dtype).lerp(x.m, x.momentum) if self.nesterov else x.m
+        rows, columns = n.shape
         r = max(1.0, rows / max(columns, 1)) if self.adjust == "original" else 0.04 * max(rows, columns)
-        x.o = r**0.5 * _orthogonal(x.o, x.ns_steps, x.ns_coefficients, x.eps)
+        x.o = r**0.5 * _orthogonal(n, x.ns_steps, x.ns_coefficients, x.eps)
 
     def unit(self, x: Place) -> Any:
         return x.bias * x.o

@@ -50,12 +50,12 @@ class MoMo(StepSize):
     def measure(self, x: Place) -> tuple[Any, ...]:
         along = x.lr * dot(x.m, x.u)
         mx = dot(x.m, x.p)
-        return each(dot(x.old.m, x.p)), each(mx), mx * (1 / x.shrink - 1), along, along / x.shrink
+        return each(dot(x.g, x.p)), each(mx), mx * (1 / x.shrink - 1), along, along / x.shrink
 
-    def decide(self, c: Place, old_mx: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
+    def decide(self, c: Place, gx: Any, mx: Any, decayed: Any, mu: Any, mu_shrunk: Any) -> None:
         c.rho = c.keep * c.rho + c.take
         c.F = c.keep * c.F + c.take * c.loss
-        c.E = c.keep * (c.E + old_mx - c.mx)
+        c.E = c.keep * (c.E - c.mx) + mx - c.take * gx
         c.mx = mx
         model = c.F + c.summed(c.E) + decayed
         if self.online:
