@@ -75,6 +75,11 @@ class Frame:
             name = "lr"
         letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
+            if callable(letter.shape) and self.at[1] != "reform":
+                raise AttributeError(
+                    f"{part.name}: x.{name} has a shape of its own, so only 'reform' may read it. Write what {self.at[1]!r} "
+                    f"needs of it into a scratch."
+                )
             return self.slot(letter.key)
         if isinstance(letter, Number):
             return self.number(part, letter)
@@ -173,6 +178,16 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
     return read
 
 
+def _old(frame: Frame, part: Part) -> Any:
+    after = frame.at[1] in ("measure", "move", "remember") and hasattr(frame.parts["direction"], "reform")
+    if after and part is not frame.parts["direction"]:
+        raise AttributeError(
+            f"{part.name}: x.old in {frame.at[1]!r} does not know the slots of {frame.parts['direction'].name} from "
+            f"before the step, since 'reform' begins a sweep of its own. Find the value from x.m and x.g."
+        )
+    return Place(frame.old(), part)
+
+
 # letter: (where it exists, "" for both a sweep and a decision; how it is read; what it is)
 LETTERS: dict[str, tuple[str, Read, str]] = {
     "p": ("sweeps", _engine("p"), "the parameter"),
@@ -205,5 +220,5 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "top": ("", _engine("top"), "the largest lr of all groups in the scope of the part"),
     "loss": ("'decide'", _engine("loss"), "the loss of the step"),
     "ids": ("'decide'", _engine("ids"), "the numbers of the samples in the batch"),
-    "old": ("sweeps", lambda frame, part: Place(frame.old(), part), "the same with slots from before this sweep"),
+    "old": ("sweeps", _old, "the same with slots from before this sweep"),
 }

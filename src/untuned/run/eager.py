@@ -115,7 +115,7 @@ class ElementFrame(Frame):
     def old(self) -> Frame:
         if not self.fresh:
             return self
-        old = ElementFrame(self.now, self.bucket, self.i, self.every, self.block)
+        old = type(self)(self.now, self.bucket, self.i, self.every, self.block)
         old.loads = self.loads
         return old
 

@@ -55,8 +55,8 @@ class Launch:
         for i, (_, deciders) in enumerate(verbs):
             here = {label: found[i] for label, found in by_label.items()}
             sums: Sums = {}
-            for stage in itertools.chain.from_iterable(here.values()):
-                sums |= {role: ones for role, ones in stage.sums.items() if len(ones) >= len(sums.get(role, []))}
+            for label, found in here.items():
+                sums |= {recipe.variants[label][role]: ones for one in found for role, ones in one.sums.items()}
             self.plan.append((here, sums, deciders))
         every = [self.guarded, *(here for here, _, _ in self.plan)]
         self.stages = {label: [one for here in every for one in here[label]] for label in recipe.variants}
@@ -144,14 +144,15 @@ class Launch:
                         eager.run(now, stage, buckets[i], j)
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
-                    columns = _columns(sums, stage)
+                    columns = self._columns(sums, stage, buckets[batch.tensors[0][0]])
                     for i, index, rows in batch.spans if stage.sums else ():
                         blocks[i][index, columns] = found[rows]
         for i, j in self.rest:
             first = sum(sizes[i][:j])
             for stage in here[self.label(buckets[i])]:
                 if out := eager.run(now, stage, buckets[i], j):
-                    blocks[i][first : first + sizes[i][j], _columns(sums, stage)] = torch.stack(out, 1)
+                    columns = self._columns(sums, stage, buckets[i])
+                    blocks[i][first : first + sizes[i][j], columns] = torch.stack(out, 1)
         return blocks
 
     def _units(self, bucket: Bucket) -> list[int]:
@@ -175,10 +176,9 @@ class Launch:
             return None
         return importlib.import_module("untuned.kernels.triton" if on_gpu else "untuned.kernels.native")
 
-
-def _columns(sums: Sums, stage: Stage) -> slice | list[int]:
-    """Which reductions of a step's part a stage gives."""
-    if len(stage.sums) == len(sums):
-        return slice(None)
-    first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))
-    return [first[role] + i for role, ones in stage.sums.items() for i in range(len(ones))]
+    def _columns(self, sums: Sums, stage: Stage, bucket: Bucket) -> slice | list[int]:
+        """Which reductions of a step's part a stage gives, on tensors of a bucket."""
+        if len(stage.sums) == len(sums):
+            return slice(None)
+        first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))
+        return [first[bucket.parts[role]] + i for role, ones in stage.sums.items() for i in range(len(ones))]

@@ -48,7 +48,7 @@ def step(now: Now, launch: Launch) -> None:
             bad = (~torch.isfinite(found[0])).sum(dtype=torch.float64)
             now.go_on_if(reduce.over_shards(bad, now.shard_group) == 0)
         for role, verb in deciders:
-            for part in dict.fromkeys(bucket.parts.get(role) for bucket in now.buckets):
+            for part in dict.fromkeys(parts.get(role) for parts in now.recipe.variants.values()):  # alike on all ranks
                 if hasattr(part, verb):
                     decide(now, part, role, verb, sums, found, role in launch.in_numpy)
 
@@ -113,8 +113,8 @@ def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> tor
 
 def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, in_numpy: bool) -> None:
     """Run the decision of a part, once for all tensors that it serves or once per group."""
-    (table, of_rows), ones = found, sums.get(role, [])
-    first = sum(len(sums[r]) for r in itertools.takewhile(lambda r: r != role, sums))
+    (table, of_rows), ones = found, sums.get(part, [])
+    first = sum(len(sums[one]) for one in itertools.takewhile(lambda one: one is not part, sums))
     ends = list(itertools.accumulate((len(bucket.params) for bucket in now.buckets), initial=0))
     with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
         for group in [None] if part.scope == "model" else now.groups:
