@@ -180,9 +180,7 @@ def test_muon_follows_its_oracle(options: dict[str, Any], execution: str) -> Non
     optimizer = untuned.compose(groups, Muon(**mine), Fixed(0.1), decay=Decoupled(decay), execution=execution)
     ours = train(optimizer, params, range(1, STEPS + 1), only_matrices)
     theirs = {("adjust_lr_fn" if k == "adjust" else k): v for k, v in ({"weight_decay": 0.0} | options).items()}
-    expected, _ = oracles.muon(
-        start, only_matrices, STEPS, lr=0.1, groups=[{"indices": [1], "lr": 0.03}], **theirs
-    )
+    expected, _ = oracles.muon(start, only_matrices, STEPS, lr=0.1, groups=[{"indices": [1], "lr": 0.03}], **theirs)
     assert apart(ours, expected) < 1e-12
 
 
@@ -408,7 +406,7 @@ def test_labels_that_are_missing_or_unknown() -> None:
     params = parameters(START)
     direction = {"matrices": Muon(), "rest": Adam()}
     for label in ({}, {"label": "matrix"}):
-        with pytest.raises(ValueError, match=r"^compose: the 'label' of a group must be one of 'matrices', 'rest', not"):
+        with pytest.raises(ValueError, match=r"^compose: the 'label' of a group must be one of 'matrices', 'rest'"):
             untuned.compose([{"params": params[:1], **label}], direction)
     with pytest.raises(ValueError, match="'label' of a group must be one of"):
         untuned.compose(params, direction)
@@ -424,7 +422,7 @@ def test_the_checkpoint_of_another_partition_is_refused() -> None:
     swapped = {"matrices": Adam(), "rest": Adam(eps=1e-6)}
     for direction in (swapped, {"matrices": Momentum(), "rest": Adam()}):
         other = untuned.compose(partition(parameters(START)), direction)
-        with pytest.raises(ValueError, match=r"another method saved this checkpoint, \{matrices: Muon\(nesterov=False\)"):
+        with pytest.raises(ValueError, match=r"another method saved this checkpoint, \{matrices: Muon\(nest"):
             other.load_state_dict(state)
     alike = {"matrices": Muon(0.9, nesterov=False), "rest": Adam()}
     params = parameters(START)

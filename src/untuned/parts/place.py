@@ -77,8 +77,8 @@ class Frame:
         if isinstance(letter, Slot):
             if callable(letter.shape) and self.at[1] != "reform":
                 raise AttributeError(
-                    f"{part.name}: x.{name} has a shape of its own, so only 'reform' may read it. Write what {self.at[1]!r} "
-                    f"needs of it into a scratch."
+                    f"{part.name}: x.{name} has a shape of its own, so only 'reform' may read it. Let that write what "
+                    f"{self.at[1]!r} needs into a scratch."
                 )
             return self.slot(letter.key)
         if isinstance(letter, Number):

@@ -29,7 +29,7 @@ class MoMo(StepSize):
 
     What is kept is E = <m, x> - G, per tensor, so that tensors without a gradient leave the model. It goes on by
     E <- keep (E + <m, x - x_old>), with m from before the gradient and `keep` of the direction, whoever moved x: so
-    weights that were changed between steps, in whatever way, are taken as they are.
+    weights that were changed between steps, in whatever way, are taken as they are. keep m is the new m - take g there.
 
     Differs from the reference implementation in that: several groups minimise one model (there, one per group);
     a vanishing average gives theta = 0, not the cap; non-finite losses do not enter the averages; everything is in the
