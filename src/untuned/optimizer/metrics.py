@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from typing import Any
 
@@ -48,8 +47,8 @@ class Watch:
                         [local(value).mean() if part.per_row(n) else value for value in held]
                     ).mean()
                 elif not part.per_tensor(n):
-                    mine = (group[n.key] for group in groups if part in now.recipe.of(group).values())
-                    found |= {n.key: value for value in itertools.islice(mine, 1) if value.dim() == 0}
+                    mine = [group[n.key] for group in groups if part in now.recipe.of(group).values()]
+                    found |= {n.key: mine[0]} if mine and mine[0].dim() == 0 else {}
         first = groups[0]
         found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": apart}
         if now.grad_norm is not None:

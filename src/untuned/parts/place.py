@@ -76,10 +76,7 @@ class Frame:
         letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
             if callable(letter.shape) and self.at[1] != "reform":
-                raise AttributeError(
-                    f"{part.name}: x.{name} has a shape of its own, so only 'reform' may read it. Let that write what "
-                    f"{self.at[1]!r} needs into a scratch."
-                )
+                raise AttributeError(f"{part.name}: x.{name} has a shape of its own: only 'reform' may read it.")
             return self.slot(letter.key)
         if isinstance(letter, Number):
             return self.number(part, letter)
@@ -178,13 +175,9 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
     return read
 
 
-def _old(frame: Frame, part: Part) -> Any:
-    after = frame.at[1] in ("measure", "move", "remember") and hasattr(frame.parts["direction"], "reform")
-    if after and part is not frame.parts["direction"]:
-        raise AttributeError(
-            f"{part.name}: x.old in {frame.at[1]!r} does not know the slots of {frame.parts['direction'].name} from "
-            f"before the step, since 'reform' begins a sweep of its own. Find the value from x.m and x.g."
-        )
+def _old(frame: Frame, part: Part) -> Place:
+    if frame.at[1] == "measure" and hasattr(frame.parts["direction"], "reform"):  # which a sweep of its own follows
+        raise AttributeError(f"{part.name}: after 'reform' x.old is not what was before the step. Use x.m and x.g.")
     return Place(frame.old(), part)
 
 

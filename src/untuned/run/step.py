@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from untuned.memory import rounding, slots
-from untuned.memory.buckets import Bucket, local, row_count
+from untuned.memory.buckets import Bucket, joined, local, row_count
 from untuned.memory.now import Now
 from untuned.parts.math import Reduced, where
 from untuned.recipe.trace import Sums
@@ -115,7 +115,7 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
     """Run the decision of a part, once for all tensors that it serves or once per group."""
     (table, of_rows), ones = found, sums.get(part, [])
     first = sum(len(sums[one]) for one in itertools.takewhile(lambda one: one is not part, sums))
-    ends = list(itertools.accumulate((len(bucket.params) for bucket in now.buckets), initial=0))
+    blocks = of_rows if part.scope == "row" else table.split([len(bucket.params) for bucket in now.buckets])
     with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
         for group in [None] if part.scope == "model" else now.groups:
             mine = [
@@ -126,12 +126,7 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
             if not mine:
                 continue
             frame = ScalarFrame(now, role, [now.buckets[i] for i in mine], in_numpy)
-            if part.scope == "row":
-                values = torch.cat([of_rows[i] for i in mine])
-            elif mine == [*range(mine[0], mine[-1] + 1)]:
-                values = table[ends[mine[0]] : ends[mine[-1] + 1]]
-            else:
-                values = torch.cat([table[ends[i] : ends[i + 1]] for i in mine])
+            values = joined([blocks[i] for i in mine])
             columns = [frame.seen(values)[:, first + j] for j in range(len(ones))]
             apart = [one.each or part.scope in ("tensor", "row") for one in ones]
             added = _added(frame, [(one, c) for one, c, each in zip(ones, columns, apart, strict=True) if not each])
