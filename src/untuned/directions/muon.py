@@ -18,13 +18,15 @@ class Muon(Direction):
         u  = bias r X,    bias = 1 - momentum^k,    r = sqrt(max(1, rows / columns))  or  0.2 sqrt(max(rows, columns))
 
     A wide or square X goes through Newton and Schulz's steps as it is, a tall one transposed; |n| is the Frobenius norm
-    and a, b, c are `ns_coefficients`: the singular values come near 1. r is the option `adjust`, "original" of Jordan's
-    or "match_rms_adamw" (arXiv 2502.16982), with which X has Adam's usual length. Steps in bfloat16, but in float64 for
-    parameters in float64. X has no scale, so u has that of m, which starts at 0: the step divides by bias, and MoMo,
-    whose step is at most lr u / bias, moves a matrix by lr r X at the most. k counts the steps of the model.
+    and a, b, c are `ns_coefficients`: the singular values come near 1. r is the option `adjust`: "original" is Jordan's,
+    and with "match_rms_adamw" (arXiv 2502.16982) X has Adam's usual length. X has no scale, so bias gives u that of m,
+    which starts at 0: the step divides by bias, and MoMo, whose step is at most lr u / bias, moves a matrix by lr r X
+    at the most. k counts the steps of the model.
 
-    For matrices only, usually the hidden layers' alone: other tensors need another direction. Slots: 1, and a tensor
-    like the parameter that is not saved. Sharded matrices are gathered once per step.
+    X is computed in bfloat16, as in torch, but in float64 if the slots are float64. Kernels round m as torch does, and
+    so equal it but for the last bit; the reference may round m otherwise, which bfloat16 shows (about 1e-3 of a step).
+    For matrices only, usually those of hidden layers: other tensors need another direction. Where matrices are sharded,
+    each rank gathers m, and g with `nesterov`. Slots: 1, and a tensor like the parameter that is not saved.
     """
 
     momentum: float = hyper(default=0.95, within="[0, 1)")
