@@ -18,8 +18,8 @@ class Muon(Direction):
         u  = bias r X,    bias = 1 - momentum^k,    r = sqrt(max(1, rows / columns))  or  0.2 sqrt(max(rows, columns))
 
     A wide or square X goes through Newton and Schulz's steps as it is, a tall one transposed; |n| is the Frobenius norm
-    and a, b, c are `ns_coefficients`: the singular values come near 1. r is the option `adjust`: "original" is Jordan's,
-    and with "match_rms_adamw" (arXiv 2502.16982) X has Adam's usual length. X has no scale, so bias gives u that of m,
+    and a, b, c are `ns_coefficients`: the singular values come near 1. `adjust` chooses r: "original" is Jordan's, and
+    with "match_rms_adamw" (arXiv 2502.16982) X has Adam's usual length. X has no scale, so bias gives u that of m,
     which starts at 0: the step divides by bias, and MoMo, whose step is at most lr u / bias, moves a matrix by lr r X
     at the most. k counts the steps of the model.
 
