@@ -45,7 +45,8 @@ class Direction(Part):
     the whole model and its losses. `reform(x)`: matrix math, with any function of torch, on letters that are whole
     tensors (gathered, if sharded) in float32 or float64; no sweep after it knows x.old. `scale(x)`: the diagonal D of
     u = m / D. `bias(x)`: what the step divides by since m starts at 0. `factor(x)`: the whole bias correction as one
-    factor of the step, for rules that apply it outside the direction. `remember(x)`: what to store when x.u has been read for the last time.
+    factor of the step, for rules that apply it outside the direction. `remember(x)`: what to store when x.u has been
+    read for the last time.
     """
 
     verbs: ClassVar[tuple[str, ...]] = (
