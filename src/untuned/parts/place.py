@@ -57,7 +57,7 @@ class Frame:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.at = "", ""  # the role and the verb that run
+        self.at: tuple[str, str] = "", ""  # the role and the verb that run
 
     def place(self, role: str) -> Place:
         return Place(self, self.parts[role])  # not kept: a cycle would keep tensors alive until the collector runs
