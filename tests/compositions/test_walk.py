@@ -34,7 +34,7 @@ _v = torch.arange(1.0, 6.0, dtype=torch.float64)
 _reflection = torch.eye(5, dtype=torch.float64) - 2 * torch.outer(_v, _v) / (_v @ _v)
 ROWS = _reflection @ torch.linspace(1, 3, 5, dtype=torch.float64).sqrt().diag() @ _reflection
 TARGETS = ROWS @ torch.tensor([2.0, -1.0, 0.5, 3.0, 0.0], dtype=torch.float64)
-START = [torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
+START = [torch.ones(1, 2, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)]  # a row and a column
 SAMPLES = torch.arange(5)
 
 
@@ -62,9 +62,9 @@ def weights(optimizer: untuned.Optimizer) -> list[Tensor]:
 
 def loss_of(points: list[Tensor]) -> Tensor:
     """The loss; fills in the gradients."""
-    errors = ROWS @ torch.cat([point.detach() for point in points]) - TARGETS
+    errors = ROWS @ torch.cat([point.detach().flatten() for point in points]) - TARGETS
     for point, gradient in zip(points, (errors @ ROWS / 5).split([2, 3]), strict=True):
-        point.grad = gradient
+        point.grad = gradient.view_as(point)
     return errors @ errors / 10
 
 

@@ -309,7 +309,7 @@ def test_momo_needs_one_average_of_the_model() -> None:
     assert refused(direction=TAM(), step_size=MoMo()) == (
         "MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor "
         "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, "
-        "CubeRootDA, DualAverage, Gradient, Momentum, RMSProp or SNGM."
+        "CubeRootDA, DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
     assert refused(direction=TAM(scope="group"), step_size=MoMo()) == refused(direction=TAM(), step_size=MoMo())
     untuned.compose([weight()], direction=TAM(scope="model"), step_size=MoMo())
@@ -319,7 +319,7 @@ def test_momo_needs_a_plain_average() -> None:
     assert refused(direction=Momentum(nesterov=True), step_size=MoMo()) == (
         "MoMo cannot use Momentum: it needs 'average' (one scalar weight per past gradient); Nesterov momentum steps "
         "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, "
-        "DualAverage, Gradient, Momentum, RMSProp or SNGM."
+        "DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
 
 

@@ -22,11 +22,12 @@ import triton.language as tl  # noqa: E402
 from test_native import ALL, build, difference  # noqa: E402
 
 import untuned  # noqa: E402
-from untuned.directions import Gradient  # noqa: E402
+from untuned.directions import Adam, Gradient, Muon  # noqa: E402
 from untuned.kernels import triton as kernels  # noqa: E402
 from untuned.kernels.triton import BLOCK, add_chunks, power  # noqa: E402
 from untuned.parts import StepSize, hyper  # noqa: E402
 from untuned.run import launch as sweeps  # noqa: E402
+from untuned.step_sizes import Fixed, MoMo  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
@@ -476,3 +477,28 @@ def test_stochastic_rounding_is_that_of_the_reference(name: str) -> None:
     apart = sum(int((p != q).sum()) for p, q in zip(ours, reference, strict=True))
     assert apart < 0.01 * sum(p.numel() for p in ours)
     assert difference(ours, reference) < torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("rule", [Fixed, MoMo])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_kernels_run_what_is_elementwise_beside_matrix_math(dtype: torch.dtype, rule: Any) -> None:
+    """The matrix stage runs between them, on the tensors of its label alone."""
+    runs = []
+    for execution in ("native", "reference"):
+        params = [*start(dtype)[:2], torch.nn.Parameter(torch.ones(2, 4, dtype=dtype, device=DEVICE))]
+        groups = [{"params": params[1:2], "label": "rest"}, {"params": [params[0], params[2]], "label": "matrices"}]
+        direction = {"matrices": Muon(0.9, nesterov=False), "rest": Adam()}
+        optimizer = untuned.compose(groups, direction, rule(0.02), execution=execution)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for p in params:  # of few bits: what enters bfloat16 is rounded nowhere else
+                p.grad = torch.randint(-8, 9, p.shape, generator=generator).to(DEVICE, dtype)
+            optimizer.step(loss=1e4)
+        runs.append(([p.detach() for p in params], optimizer.metrics(), len(optimizer._launch.rest)))
+        if execution == "native":
+            assert len(calls(optimizer)) >= 5  # the guard of both labels, accumulate, and the moves
+    (ours, found, rest), (reference, expected, _) = runs
+    assert rest == 0
+    assert difference(ours, reference) < (1e-12 if dtype == torch.float64 else 1e-3)
+    assert difference(ours, [*(p.detach() for p in start(dtype)[:2]), torch.ones_like(ours[2])]) > 1e-3
+    assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-3)

@@ -7,6 +7,7 @@ from untuned.directions.dual_average import AdaGradDA, CubeRootDA, DualAverage
 from untuned.directions.gradient import Gradient
 from untuned.directions.lion import Lion
 from untuned.directions.momentum import Momentum
+from untuned.directions.muon import Muon
 from untuned.directions.rmsprop import RMSProp
 from untuned.directions.sngm import SNGM
 from untuned.directions.tam import TAM, AdaTAM
@@ -26,5 +27,6 @@ __all__ = [
     "Gradient",
     "Lion",
     "Momentum",
+    "Muon",
     "RMSProp",
 ]

@@ -118,8 +118,8 @@ def _follow(recipe: Recipe, p: torch.Tensor, group: Group, held: dict[str, torch
 
 def numbers_of_model(recipe: Recipe, groups: Groups) -> list[torch.Tensor]:
     """Those of one truth for the whole model, but for long vectors."""
-    found = recipe.numbers(groups[0], per_tensor=False)
-    return [groups[0][n.key] for part, n in found if part.scope == "model" and not n.size]
+    found = ((part, n.key, group) for group in groups for part, n in recipe.numbers(group, False) if not n.size)
+    return [*{(part, key): group[key] for part, key, group in found if part.scope == "model"}.values()]
 
 
 def number_keys(recipe: Recipe, group: Group) -> set[str]:

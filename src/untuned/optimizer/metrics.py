@@ -45,8 +45,8 @@ class Watch:
                 if part.per_tensor(n) and held:
                     found[n.key] = torch.cat([local(value).reshape(-1) for value in held]).mean()
                 elif not part.per_tensor(n):
-                    value = next(group[n.key] for group in groups if part in now.recipe.of(group).values())
-                    found |= {n.key: value} if value.dim() == 0 else {}
+                    mine = [group[n.key] for group in groups if part in now.recipe.of(group).values()]
+                    found |= {n.key: mine[0]} if mine and mine[0].dim() == 0 else {}
         first = groups[0]
         found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": apart}
         if now.grad_norm is not None:

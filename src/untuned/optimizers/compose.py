@@ -44,7 +44,7 @@ def compose(
         ...
     TypeError: MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor \
 differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, \
-DualAverage, Gradient, Momentum, RMSProp or SNGM.
+DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM.
     """
     parts = direction or Adam(), step_size or Fixed(), iterate or Plain(), decay or Decoupled()
     return Optimizer(params, *parts, gradient=gradient or (), around=around or (), **engine)

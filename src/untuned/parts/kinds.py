@@ -43,9 +43,10 @@ class Direction(Part):
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
     the whole model and its losses. `reform(x)`: matrix math, with any function of torch, on letters that are whole
-    tensors (gathered, if sharded) in float32 or float64. `scale(x)`: the diagonal D of u = m / D. `bias(x)`: what the
-    step divides by since m starts at 0. `factor(x)`: the whole bias correction as one factor of the step, for rules
-    that apply it outside the direction. `remember(x)`: what to store when x.u has been read for the last time.
+    tensors (gathered, if sharded) in float32 or float64; no sweep after it knows x.old. `scale(x)`: the diagonal D of
+    u = m / D. `bias(x)`: what the step divides by since m starts at 0. `factor(x)`: the whole bias correction as one
+    factor of the step, for rules that apply it outside the direction. `remember(x)`: what to store when x.u has been
+    read for the last time.
     """
 
     verbs: ClassVar[tuple[str, ...]] = (

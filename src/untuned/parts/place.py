@@ -77,6 +77,8 @@ class Frame:
             name = "lr"
         letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
+            if callable(letter.shape) and self.at[1] != "reform":
+                raise AttributeError(f"{part.name}: x.{name} has a shape of its own: only 'reform' may read it.")
             return self.slot(letter.key)
         if isinstance(letter, Number):
             return self.number(part, letter)
@@ -181,6 +183,12 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
     return read
 
 
+def _old(frame: Frame, part: Part) -> Place:
+    if frame.at[1] == "measure" and hasattr(frame.parts["direction"], "reform"):  # which a sweep of its own follows
+        raise AttributeError(f"{part.name}: after 'reform' x.old is not what was before the step. Use x.m and x.g.")
+    return Place(frame.old(), part)
+
+
 # letter: (where it exists, "" for both a sweep and a decision; how it is read; what it is)
 LETTERS: dict[str, tuple[str, Read, str]] = {
     "p": ("sweeps", _engine("p"), "the parameter"),
@@ -209,5 +217,5 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "top": ("", _engine("top"), "the largest lr of all groups in the scope of the part"),
     "loss": ("'decide'", _engine("loss"), "the loss of the step"),
     "ids": ("'decide'", _engine("ids"), "the numbers of the samples in the batch"),
-    "old": ("sweeps", lambda frame, part: Place(frame.old(), part), "the same with slots from before this sweep"),
+    "old": ("sweeps", _old, "the same with slots from before this sweep"),
 }

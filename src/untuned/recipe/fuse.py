@@ -60,7 +60,7 @@ class Stage:
 def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     """The stages between the decisions of a plan, for tensors that these parts serve."""
     _check_letters(recipe, parts)
-    served = [([v for v in verbs if hasattr(parts.get(v[0]), v[1])], deciders) for verbs, deciders in plan]
+    served = [tuple([v for v in verbs if hasattr(parts.get(v[0]), v[1])] for verbs in sweep) for sweep in plan]
     found = [[_of_verbs(recipe, parts, part) for part in _split(verbs)] for verbs, _ in served]
     for here, (_, deciders) in zip(found, served, strict=True):
         for role, _ in deciders:
@@ -72,7 +72,7 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
         raise TypeError(f"{names[0]} cannot use {names[1]} with {names[2]}: decay the weights, as Decoupled does.")
     verbs, deciders = served[-2] if len(served) > 1 else ([], [])
     joins = served[-1][0] == [MOVE] and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
-    decided = [parts[role] for role, _ in deciders if role in parts]
+    decided = [parts[role] for role, _ in deciders]
     ahead = [one for zeros in DECAYS if joins and (one := _moved_ahead(recipe, parts, decided, zeros))]
     if len(ahead) == len(DECAYS):
         changed, whole = ahead[0][1], [*verbs, MOVE]
@@ -117,7 +117,7 @@ def _of_verbs(recipe: Recipe, parts: Parts, by_kernels: Verbs, by_reference: Ver
 
 
 def _check_count(parts: Parts, role: str, given: int) -> None:
-    if role in parts and (takes := len(inspect.signature(parts[role].decide).parameters) - 1) != given:
+    if (takes := len(inspect.signature(parts[role].decide).parameters) - 1) != given:
         name, verb = parts[role].name, "look" if role.split()[0] in ("direction", "gradient") else "measure"
         sums, these = f"{takes} sum" + "s" * (takes != 1), f"{given} sum" + "s" * (given != 1)
         if not hasattr(parts[role], verb):
@@ -149,7 +149,6 @@ class _Decision(TraceFrame):
 
 def decided_in_pass(recipe: Recipe, parts: Parts, deciders: Verbs, sums: Sums) -> dict[Column, Symbol] | None:
     """What decisions make of the sums of a sweep, as columns of a table; None unless each is of one tensor alone."""
-    deciders = [one for one in deciders if one[0] in parts]
     if not deciders or any(parts[role].scope != "tensor" for role, _ in deciders):
         return None
     numbered = itertools.count()

@@ -16,7 +16,7 @@ from untuned.recipe.plan import Verbs
 from untuned.recipe.recipe import COMPENSATION, Recipe
 from untuned.recipe.symbols import BEFORE, OPERATIONS, Program, Symbol, Zeros
 
-Sums = dict[str, list[Reduced]]  # by the role that asked for them
+Sums = dict[Any, list[Reduced]]  # by the role that asked for them; of a whole step by the part
 Body = Callable[[Frame], Sums]
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("parts", "recipe"))
 

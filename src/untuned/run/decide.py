@@ -35,8 +35,7 @@ class ScalarFrame(Frame):
         self.now, self.buckets, self.fresh = now, buckets, dict[str, Any]()
         self.part = self.parts[role]
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (now.device, *(b.device for b in buckets)))
-        of_model = (group for group in now.groups if self.part in now.recipe.of(group).values())
-        self.group = next(of_model) if self.part.scope == "model" else buckets[0].group
+        self.group = buckets[0].group
         self.on = self.seen(now.on_any(buckets))
 
     def seen(self, value: Any) -> Any:

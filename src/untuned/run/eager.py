@@ -116,7 +116,7 @@ class ElementFrame(Frame):
     def old(self) -> Frame:
         if not self.fresh:
             return self
-        old = ElementFrame(self.now, self.bucket, self.i, self.every, self.block)
+        old = type(self)(self.now, self.bucket, self.i, self.every, self.block)
         old.loads = self.loads
         return old
 
@@ -145,10 +145,10 @@ class WholeFrame(ElementFrame):
         return whole(t)
 
     def commit(self) -> None:
-        for key, value in self.fresh.items():
-            here, on = local(self.held[key]), self.bucket.on
-            value = placed_like(self.held[key], value)
-            here.copy_(value if on is None else torch.where(on, value.to(here.dtype), here))
+        shard = ElementFrame(self.now, self.bucket, self.i)
+        shard.fresh = {key: placed_like(self.held[key], value) for key, value in self.fresh.items()}
+        shard.loads = self.loads
+        shard.commit()
 
 
 def run(now: Now, stage: Stage, bucket: Bucket, i: int) -> list[torch.Tensor]:

@@ -68,8 +68,8 @@ class Launch:
         for i, (_, deciders) in enumerate(verbs):
             here = {label: found[i] for label, found in by_label.items()}
             sums: Sums = {}
-            for stage in itertools.chain.from_iterable(here.values()):
-                sums |= {role: ones for role, ones in stage.sums.items() if len(ones) >= len(sums.get(role, []))}
+            for label, found in here.items():
+                sums |= {recipe.variants[label][role]: ones for one in found for role, ones in one.sums.items()}
             self.plan.append((here, sums, deciders))
         every = [self.guarded, *(here for here, _, _ in self.plan)]
         self.stages = {label: [one for here in every for one in here[label]] for label in recipe.variants}
@@ -188,7 +188,7 @@ class Launch:
 
         def by_reference(stage: Stage, i: int, j: int) -> None:
             if out := eager.run(now, stage, buckets[i], j):
-                blocks[i][firsts[i][j] : firsts[i][j + 1], _columns(sums, stage)] = torch.stack(out, 1)
+                blocks[i][firsts[i][j] : firsts[i][j + 1], self._columns(sums, stage, buckets[i])] = torch.stack(out, 1)
 
         for batch in self.batches:
             for stage in here[batch.label]:
@@ -198,7 +198,7 @@ class Launch:
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
                     for i, index, rows in batch.spans if stage.sums else ():
-                        blocks[i][index, _columns(sums, stage)] = found[rows]
+                        blocks[i][index, self._columns(sums, stage, buckets[i])] = found[rows]
         for i, j in self.rest:
             for stage in here[self.label(buckets[i])]:
                 by_reference(stage, i, j)
@@ -225,10 +225,9 @@ class Launch:
             return None
         return importlib.import_module("untuned.kernels.triton" if on_gpu else "untuned.kernels.native")
 
-
-def _columns(sums: Sums, stage: Stage) -> slice | list[int]:
-    """Which reductions of a step's part a stage gives."""
-    if len(stage.sums) == len(sums):
-        return slice(None)
-    first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))
-    return [first[role] + i for role, ones in stage.sums.items() for i in range(len(ones))]
+    def _columns(self, sums: Sums, stage: Stage, bucket: Bucket) -> slice | list[int]:
+        """Which reductions of a step's part a stage gives, on tensors of a bucket."""
+        if len(stage.sums) == len(sums):
+            return slice(None)
+        first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))
+        return [first[bucket.parts[role]] + i for role, ones in stage.sums.items() for i in range(len(ones))]

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from untuned.memory import rounding, slots
-from untuned.memory.buckets import Bucket, local, row_count
+from untuned.memory.buckets import Bucket, joined, local, row_count
 from untuned.memory.now import Now
 from untuned.parts.math import Reduced, where
 from untuned.recipe.trace import Sums
@@ -48,7 +48,7 @@ def step(now: Now, launch: Launch) -> None:
             bad = (~torch.isfinite(found[0])).sum(dtype=torch.float64)
             now.go_on_if(reduce.over_shards(bad, now.shard_group) == 0)
         for role, verb in deciders:
-            for part in dict.fromkeys(bucket.parts.get(role) for bucket in now.buckets):
+            for part in dict.fromkeys(parts.get(role) for parts in now.recipe.variants.values()):  # alike on all ranks
                 if hasattr(part, verb):
                     decide(now, part, role, verb, sums, found, role in launch.in_numpy)
 
@@ -116,9 +116,9 @@ def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> tor
 
 def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, in_numpy: bool) -> None:
     """Run the decision of a part, once for all tensors that it serves or once per group."""
-    (table, of_rows), ones = found, sums.get(role, [])
-    first = sum(len(sums[r]) for r in itertools.takewhile(lambda r: r != role, sums))
-    ends = list(itertools.accumulate((len(bucket.params) for bucket in now.buckets), initial=0))
+    (table, of_rows), ones = found, sums.get(part, [])
+    first = sum(len(sums[one]) for one in itertools.takewhile(lambda one: one is not part, sums))
+    blocks = of_rows if part.scope == "row" else table.split([len(bucket.params) for bucket in now.buckets])
     with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
         for group in [None] if part.scope == "model" else now.groups:
             mine = [
@@ -129,12 +129,7 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
             if not mine:
                 continue
             frame = ScalarFrame(now, role, [now.buckets[i] for i in mine], in_numpy)
-            if part.scope == "row":
-                values = torch.cat([of_rows[i] for i in mine])
-            elif mine == [*range(mine[0], mine[-1] + 1)]:
-                values = table[ends[mine[0]] : ends[mine[-1] + 1]]
-            else:
-                values = torch.cat([table[ends[i] : ends[i + 1]] for i in mine])
+            values = joined([blocks[i] for i in mine])
             columns = [frame.seen(values)[:, first + j] for j in range(len(ones))]
             apart = [one.each or part.scope in ("tensor", "row") for one in ones]
             added = _added(frame, [(one, c) for one, c, each in zip(ones, columns, apart, strict=True) if not each])
