@@ -45,7 +45,7 @@ class PaperMoMo(StepSize):
 
     def measure(self, x: Place) -> tuple[Any, ...]:
         along = x.lr * dot(x.m, x.u)
-        return each(dot(x.g, x.p)), dot(x.m, x.p), dot(x.m, x.p) / x.shrink, along, along / x.shrink
+        return each(dot(x.g, x.p)), dot(x.m, x.w), dot(x.m, x.w) / x.shrink, along, along / x.shrink
 
     def decide(self, c: Place, gx: Any, mx: Any, mx_shrunk: Any, mu: Any, mu_shrunk: Any) -> None:
         c.rho = c.keep * c.rho + c.take

@@ -5,7 +5,8 @@ from untuned.step_sizes.convex import DAdaptationDA, ProdigyDA
 from untuned.step_sizes.convex_gd import DAdaptationGD, ProdigyGD
 from untuned.step_sizes.dadaptation import DAdaptation
 from untuned.step_sizes.dadaptation_adagrad import DAdaptationAdaGrad
-from untuned.step_sizes.dadaptation_forms import DAdaptationLion, DAdaptationSGD
+from untuned.step_sizes.dadaptation_lion import DAdaptationLion
+from untuned.step_sizes.dadaptation_sgd import DAdaptationSGD
 from untuned.step_sizes.dog import DoG, DoWG
 from untuned.step_sizes.dual import MADGRAD, MDA
 from untuned.step_sizes.fixed import Fixed, WarmedUp
