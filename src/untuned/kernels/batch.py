@@ -20,11 +20,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elem
 class Batch:
     """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step.
 
-    `by_rows`: kernels take each row of a tensor for a tensor of its own, so that scalars and reductions are of rows.
+    Where a recipe has numbers of rows, kernels take each row of a tensor for a tensor of its own: `counts` of them.
     """
 
     def __init__(
-        self, kernels: Any, label: Any, one_pass: bool, by_rows: bool, dtypes: Dtypes, where: Where, captured: list[Any]
+        self, kernels: Any, label: Any, one_pass: bool, dtypes: Dtypes, where: Where, captured: list[Any]
     ) -> None:
         self.dtypes, self.kernels, self.label, self.one_pass = dict(dtypes), kernels, label, one_pass
         self.captured = captured
@@ -32,7 +32,7 @@ class Batch:
         self.tensors = [(i, j) for i, _, j in where]
         held = [bucket.held(j) for _, bucket, j in where]
         self.slots = {key: [one[key] for one in held] for key in self.dtypes if key not in "pg"}
-        self.counts = [row_count(local(p)) if by_rows else 1 for p in self.params]
+        self.counts = [bucket.ends[j + 1] - bucket.ends[j] for _, bucket, j in where]
         self.sizes = [local(p).numel() // n for p, n in zip(self.params, self.counts, strict=True) for _ in range(n)]
         self.device, self.sharded = self.params[0].device, any(local(p) is not p for p in self.params)
         self.calls: dict[Any, Any] = {}  # a kernel call, or None, for every stage and what is 0 in it
@@ -41,8 +41,7 @@ class Batch:
         ends = np.cumsum([0, *self.counts])
         for number, bucket in self.buckets.items():
             rows = [row for row, (n, _, _) in enumerate(where) if n == number]
-            firsts = np.cumsum([0, *(row_count(local(p)) if by_rows else 1 for p in bucket.params)])
-            index = np.concatenate([np.arange(firsts[where[row][2]], firsts[where[row][2] + 1]) for row in rows])
+            index = np.concatenate([np.arange(*bucket.ends[where[row][2] :][:2]) for row in rows])
             members = slice(None) if len(rows) == len(bucket.params) else torch.from_numpy(index).to(self.device)
             self.spans.append((number, members, slice(int(ends[rows[0]]), int(ends[rows[-1] + 1]))))
         self.kinds, self.addresses = None, list[list[int]]()
@@ -54,9 +53,8 @@ class Batch:
         Storage may move under the same parameter or slot, and gradients are new tensors in every step. `map` is several
         times as fast as a loop, which counts in a step on thousands of small tensors.
         """
-        grads: list[torch.Tensor] = []
-        for i, j in self.tensors:
-            grads.append(self.buckets[i].grads[j])
+        whole = len(self.buckets) == 1 and isinstance(self.spans[0][1], slice)
+        grads = self.buckets[self.spans[0][0]].grads if whole else [self.buckets[i].grads[j] for i, j in self.tensors]
         streams = {"p": self.params, "g": grads, **self.slots}
         if self.sharded:
             streams = {key: list(map(local, tensors)) for key, tensors in streams.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from itertools import compress, repeat
+from itertools import accumulate, compress, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any
 
@@ -131,6 +131,7 @@ class Bucket:
     noise: torch.Tensor | None = None  # for each tensor, what the random bits of this step follow from
     begun: bool = False  # whether all have surely taken a step
     scratch: list[dict[str, torch.Tensor]] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=lambda: [0])  # of each tensor's reductions: one, or one per row
 
     def number(self, key: str) -> torch.Tensor:
         """A number of all tensors: a row for each, or for each row of each in this process."""
@@ -195,4 +196,7 @@ def arrange(live: list[Live], recipe: Recipe, groups: list[Group], states: State
             here[key].states.append(states[p])
             here[key].source[1].append(place)
         buckets += here.values()
+    for bucket in buckets:
+        counts = (row_count(local(p)) if recipe.by_rows else 1 for p in bucket.params)
+        bucket.ends = list(accumulate(counts, initial=0))
     return buckets

@@ -23,7 +23,6 @@ from untuned.memory.buckets import (
     arrange,
     check_gradient,
     local,
-    row_count,
     same_objects,
     take_gradients,
     takes_part,
@@ -152,7 +151,7 @@ class Launch:
                     one_pass = not self.recipe.by_rows and local(p) is p and p.numel() <= kernels.ONE_PASS and then
                     taken.setdefault((bucket.device, kernels, label, one_pass, dtypes), []).append((i, bucket, j))
         self.batches = [
-            Batch(kernels, label, one, self.recipe.by_rows, dtypes, where, self.captured)
+            Batch(kernels, label, one, dtypes, where, self.captured)
             for (_, kernels, label, one, dtypes), where in taken.items()
         ]
         self.known = self._seen(now.buckets)
@@ -182,13 +181,12 @@ class Launch:
     def run(self, now: Now, here: Stages, sums: Sums) -> list[torch.Tensor]:
         """Run stages on all tensors -> one block [tensors, or rows of tensors, reductions] per bucket."""
         buckets, count = now.buckets, sum(map(len, sums.values()))
-        firsts = [list(itertools.accumulate(self._units(bucket), initial=0)) for bucket in buckets]
-        shapes = [((ends[-1], count), b.device) for ends, b in zip(firsts, buckets, strict=True)]
-        blocks = [torch.zeros(shape, dtype=torch.float64, device=device) for shape, device in shapes]
+        blocks = [torch.zeros((b.ends[-1], count), dtype=torch.float64, device=b.device) for b in buckets]
 
         def by_reference(stage: Stage, i: int, j: int) -> None:
             if out := eager.run(now, stage, buckets[i], j):
-                blocks[i][firsts[i][j] : firsts[i][j + 1], self._columns(sums, stage, buckets[i])] = torch.stack(out, 1)
+                rows = slice(*buckets[i].ends[j : j + 2])
+                blocks[i][rows, self._columns(sums, stage, buckets[i])] = torch.stack(out, 1)
 
         for batch in self.batches:
             for stage in here[batch.label]:
@@ -203,12 +201,6 @@ class Launch:
             for stage in here[self.label(buckets[i])]:
                 by_reference(stage, i, j)
         return blocks
-
-    def _units(self, bucket: Bucket) -> list[int]:
-        """How many reductions each tensor has of a kind: one, or one for each row."""
-        if self.recipe.by_rows:
-            return [row_count(local(p)) for p in bucket.params]
-        return [1] * len(bucket.params)
 
     def _flag(self, now: Now, stage: Stage, bucket: Bucket) -> torch.Tensor | None:
         """Whether a stage may change the tensors of a bucket, as a 0-dim bool tensor; None if it surely may."""
