@@ -8,10 +8,12 @@ from untuned.directions.gradient import Gradient
 from untuned.directions.lion import Lion
 from untuned.directions.momentum import Momentum
 from untuned.directions.rmsprop import RMSProp
+from untuned.directions.sgdf import SGDF
 from untuned.directions.sngm import SNGM
 from untuned.directions.tam import TAM, AdaTAM
 
 __all__ = [
+    "SGDF",
     "SNGM",
     "TAM",
     "AdaGrad",
