@@ -1,4 +1,4 @@
-"""The oracles of AdaRem, random scaling, projection, Muon, OrMo, GPA and step sizes under Schedule-Free.
+"""The oracles of AdaRem, SGDF, random scaling, projection, Muon, OrMo, GPA and step sizes under Schedule-Free.
 
 They are held to closed forms, reductions to oracles that have tests of their own, invariances and torch.optim.
 """
@@ -61,6 +61,8 @@ SF = {"momentum": 0.7, "r": 0.5}
 PRODIGY = {"d0": 1e-2, "weight_decay": 0.1, **SF}
 EVERY = {
     "adarem": (oracles.adarem, {"weight_decay": 0.1}),
+    "sgdf": (oracles.sgdf, {"weight_decay": 0.1}),
+    "sgdf decoupled": (oracles.sgdf, {"weight_decay": 0.1, "weight_decouple": True, "gamma": 1.0}),
     "random_scaled": (oracles.random_scaled, {"factors": FACTORS, "weight_decay": 0.1}),
     "random_scaled_schedule_free": (
         oracles.random_scaled_schedule_free,

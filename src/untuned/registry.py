@@ -96,6 +96,7 @@ _METHODS = {
         ("mirror_madgrad", optimizers.MirrorMADGRAD, "MADGRAD as mirror descent", "arXiv 2101.11075"),
         ("mda", optimizers.MDA, "dual averaging, momentum by averaging", "arXiv 2010.10502"),
         ("sngm", optimizers.SNGM, "momentum of normalised gradients", "arXiv 2007.13985"),
+        ("sgdf", optimizers.SGDF, "gradient filtered by its variance", "arXiv 2311.02818"),
         ("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),

@@ -632,6 +632,52 @@ def test_schedule_free_at_lr_0_stands_still(make):
     assert_close(late[5:], path(lambda p: make(p, warmup_steps=3), steps=15), 1e-14)
 
 
+# ---------------------------------------------------------------- SGDF
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "steps"),
+    [
+        ({}, logistic, 1),  # the average is the first gradient
+        ({}, linear(START[0], [3.0, -7.0]), 20),  # and stays it, if all are alike
+        ({"betas": (0.0, 0.9)}, logistic, 20),
+        ({"gamma": 1e-300}, logistic, 20),  # a gain of 1
+    ],
+    ids=["first step", "constant gradients", "no average", "full gain"],
+)
+def test_sgdf_is_gradient_descent_where_it_has_nothing_to_filter(options, loss, steps):
+    ours = path(lambda p: untuned.SGDF(p, lr=0.3, weight_decay=0.0, **options), loss, steps=steps)
+    assert_close(ours, path(lambda p: torch.optim.SGD(p, lr=0.3), loss, steps=steps))
+
+
+def test_sgdf_without_gain_is_the_corrected_average():
+    ours = path(lambda p: untuned.SGDF(p, lr=0.3, eps=1e100, weight_decay=0.1))
+    momentum, decay = directions.Momentum(0.9, 0.9, correct=True), weight_decay.Coupled(0.1)
+    average = path(lambda p: untuned.compose(p, momentum, step_sizes.Fixed(0.3), decay=decay))
+    assert_close(ours, average)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), beta1=st.floats(0.0, 0.99), gamma=st.floats(0.1, 5.0))
+def test_sgdf_lies_between_the_average_and_the_gradient(seed, beta1, gamma):
+    gradients = np.random.default_rng(seed).normal(size=(12, 3))
+    loss = lambda params, k: (torch.tensor(gradients[k]) * params[0]).sum()  # noqa: E731
+    used = -np.diff(path(lambda p: untuned.SGDF(p, 1.0, (beta1, 0.9), gamma=gamma), loss, [[0.0] * 3], 12), axis=0)
+    m = np.zeros(3)
+    for t, (g, u) in enumerate(zip(gradients, used, strict=True), 1):
+        m = beta1 * m + (1 - beta1) * g
+        ends = np.sort([m / (1 - beta1**t), g], axis=0)
+        assert (ends[0] - 1e-12 <= u).all() and (u <= ends[1] + 1e-12).all()
+
+
+def test_sgdf_scales_with_the_loss():
+    one = path(lambda p: untuned.SGDF(p, lr=0.3, eps=0.0))
+    assert_close(path(lambda p: untuned.SGDF(p, lr=0.3 / 50, eps=0.0), lambda p, k: 50 * logistic(p, k)), one)
+    assert np.abs(one - path(lambda p: untuned.SGDF(p, lr=0.3, eps=0.1))).max() > 1e-3
+    still = path(lambda p: untuned.SGDF(p, eps=0.0), linear([0.0]), [[1.0]])
+    assert (still == 1.0).all()
+
+
 # ---------------------------------------------------------------- weight decay of dual averaging
 
 
@@ -733,6 +779,7 @@ VISIBLE = {
     "madgrad": {"lr": 0.05},
     "mirror_madgrad": {"lr": 0.05},
     "mda": {"lr": 0.5},
+    "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.05},
     "schedule_free_sgd": {"lr": 0.5, "warmup_steps": 5},
     "schedule_free_adamw": {"lr": 0.05, "r": 1.0},

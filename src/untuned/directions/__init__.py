@@ -9,10 +9,12 @@ from untuned.directions.lion import Lion
 from untuned.directions.momentum import Momentum
 from untuned.directions.muon import Muon
 from untuned.directions.rmsprop import RMSProp
+from untuned.directions.sgdf import SGDF
 from untuned.directions.sngm import SNGM
 from untuned.directions.tam import TAM, AdaTAM
 
 __all__ = [
+    "SGDF",
     "SNGM",
     "TAM",
     "AdaGrad",

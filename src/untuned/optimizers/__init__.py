@@ -1,7 +1,7 @@
 """Named classes: a signature, a docstring and a recipe of parts; no mathematics."""
 
 from untuned.optimizers.averaging import AdamWScheduleFree, MechanicAdamW, MechanicSGD, SGDScheduleFree
-from untuned.optimizers.classic import SGD, TAM, Adam, AdamW, AdaTAM, AdaTAMW
+from untuned.optimizers.classic import SGD, SGDF, TAM, Adam, AdamW, AdaTAM, AdaTAMW
 from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
@@ -15,6 +15,7 @@ __all__ = [
     "MDA",
     "MOTAPS",
     "SGD",
+    "SGDF",
     "SNGM",
     "SP",
     "SPS",

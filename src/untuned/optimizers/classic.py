@@ -9,6 +9,7 @@ from untuned.directions import Gradient, Momentum
 from untuned.iterates import Plain
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
+from untuned.parts.declare import check_flag
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Coupled, Decoupled
 
@@ -101,6 +102,39 @@ class AdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         super().__init__(params, directions.Adam(betas, eps), Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
+
+
+class SGDF(Optimizer):
+    """SGD with a filtered gradient: arXiv 2311.02818, the final version.
+
+    p <- p - lr (n + K^gamma (g - n)), n being the average of the gradients and K the share of its variance in that and
+    the squared distance of g from n: see `untuned.directions.SGDF`. Weight decay is coupled, and filtered with the
+    gradient, or decoupled with `weight_decouple`. Differs from the reference implementation, which also has a sign and
+    a matrix form of the step, in that a group at lr 0 rests. Sweeps: 1. Slots: 2.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.SGDF([w], lr=0.5)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()                                  # the first step is that of gradient descent
+    >>> round(w.item(), 6)
+    2.0
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.5,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        gamma: float = 0.5,
+        weight_decay: float = 0.0,
+        weight_decouple: bool = False,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        decoupled = check_flag("SGDF", "weight_decouple", weight_decouple)
+        decay = Decoupled(weight_decay) if decoupled else Coupled(weight_decay)
+        super().__init__(params, directions.SGDF(betas, eps, gamma), Fixed(lr), Plain(), decay, **engine)
 
 
 class TAM(Optimizer):

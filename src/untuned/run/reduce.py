@@ -26,8 +26,10 @@ def over_groups(values: torch.Tensor, groups: tuple[Any, ...], ones: Sequence[Re
         dist.all_reduce(added, group=group)
         if any(maxima):
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    if not any(maxima):
+        return added
     taken = torch.tensor(maxima, device=values.device) & ~added.isnan()  # a maximum over ranks may overlook a NaN
-    return torch.where(taken, largest, added) if any(maxima) else added
+    return torch.where(taken, largest, added)
 
 
 def gather(

@@ -41,7 +41,7 @@ from untuned.testing.oracles.dadapt import (
 from untuned.testing.oracles.dadapt_convex import dadapt_da, dadapt_gd
 from untuned.testing.oracles.dog import dog, dowg, ldog
 from untuned.testing.oracles.dual import gradagrad, gradagrad_diagonal, madgrad, mda, mirror_madgrad, sngm
-from untuned.testing.oracles.gradients import adarem
+from untuned.testing.oracles.gradients import adarem, sgdf
 from untuned.testing.oracles.matrix import muon, muon_momo
 from untuned.testing.oracles.mechanic import mechanic, mechanize
 from untuned.testing.oracles.momo import momo, momo_adam
@@ -101,6 +101,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedule_free_sgd",
     "sgd",
+    "sgdf",
     "sngm",
     "sp",
     "sps",
