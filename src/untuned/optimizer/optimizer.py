@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -321,3 +322,7 @@ class Optimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         name = f"{type(self).__name__} (untuned {__version__}, {self._launch.running}): {self.recipe.written(repr)}"
         return "\n".join([name, *(self.recipe.line(i, group) for i, group in enumerate(self.param_groups))])
+
+
+for _option in groups.OPTIONS:  # readable on an optimizer, and fixed like its recipe
+    setattr(Optimizer, _option, property(operator.attrgetter(f"recipe.{_option}")))

@@ -71,13 +71,14 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
         names = [parts[role].name for role in (late[0], "iterate", "decay")]
         raise TypeError(f"{names[0]} cannot use {names[1]} with {names[2]}: decay the weights, as Decoupled does.")
     verbs, deciders = served[-2] if len(served) > 1 else ([], [])
-    joins = served[-1][0] == [MOVE] and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
+    last = served[-1][0]
+    joins = last[0] == MOVE and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
     decided = [parts[role] for role, _ in deciders]
-    ahead = [one for zeros in DECAYS if joins and (one := _moved_ahead(recipe, parts, decided, zeros))]
+    ahead = [one for zeros in DECAYS if joins and (one := _moved_ahead(recipe, parts, last, decided, zeros))]
     if len(ahead) == len(DECAYS):
-        changed, whole = ahead[0][1], [*verbs, MOVE]
+        changed, whole = ahead[0][1], [*verbs, *last]
         found[-2] = [_of_verbs(recipe, parts, whole, verbs if changed else whole)]
-        correction = Stage(body([MOVE]), lambda zeros: ahead["weight_decay" in zeros][0], only_changed=changed)
+        correction = Stage(body(last), lambda zeros: ahead["weight_decay" in zeros][0], only_changed=changed)
         found[-1] = [correction] if changed else []
         return found
     for (here, after), (_, deciders) in zip(itertools.pairwise(found), served[:-1], strict=True):
@@ -162,9 +163,9 @@ def decided_in_pass(recipe: Recipe, parts: Parts, deciders: Verbs, sums: Sums) -
 
 
 def _moved_ahead(
-    recipe: Recipe, parts: Parts, decided: list[Part], zeros: Zeros
+    recipe: Recipe, parts: Parts, last: Verbs, decided: list[Part], zeros: Zeros
 ) -> tuple[Program, list[tuple[Column, Column]]] | None:
-    """What is left to do if the move goes ahead of the decisions of these parts, in the sweep whose sums they read.
+    """What is left to do if the last sweep goes ahead of the decisions of these parts, into that whose sums they read.
 
     That is a program that puts into p what the decisions changed, and the numbers it depends on, as columns of a table,
     now and before the step; none if the decisions change nothing that the move reads. None if the move cannot go ahead:
@@ -176,7 +177,7 @@ def _moved_ahead(
     def moved(p: Symbol, before: list[Part]) -> tuple[Program, Symbol]:
         frame = TraceFrame(recipe, parts, zeros, before)
         frame.fresh["p"] = p
-        return trace(frame, body([MOVE])), Symbol.lift(frame.read(iterate, "rate"))
+        return trace(frame, body(last)), Symbol.lift(frame.read(iterate, "rate"))
 
     (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
     if all(same(value, then.stores[key]) for key, value in now.stores.items()):
