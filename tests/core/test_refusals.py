@@ -24,6 +24,7 @@ from untuned.parts import (
     number,
     sign,
     slot,
+    where,
 )
 from untuned.weight_decay import Coupled, Decoupled
 
@@ -757,3 +758,43 @@ def test_a_tensor_that_rests_remembers_nothing(runner: str) -> None:
     optimizer.step(loss=1.0)
     assert optimizer.state[weights[0]]["mean"].tolist() == [0.1, 0.1]
     assert "mean" not in optimizer.state[weights[1]] or not optimizer.state[weights[1]]["mean"].any()
+
+
+def test_an_option_is_read_from_the_place_and_not_from_the_part(runner: str) -> None:
+    """self.eps would be one value for all groups, whatever they say."""
+
+    class Misread(Along):
+        eps: float = hyper(default=0.5, within="(0, inf)")
+
+        def unit(self, x: Place) -> Any:
+            return x.g * self.eps
+
+    with pytest.raises(TypeError, match=r"the verb 'unit' of Misread .*OptionOfGroups.*x\.lr, not self\.lr"):
+        built(runner, direction=Misread())
+
+
+def test_a_field_without_a_declaration() -> None:
+    with pytest.raises(TypeError, match=r"^Undeclared: eps must be declared by hyper"):
+
+        class Undeclared(Along):
+            eps: float = 1e-8
+
+
+def test_a_choice_by_an_option_of_the_group_is_made_in_both_executions(runner: str) -> None:
+    class Chosen(Along):
+        power: float = hyper(default=1.0, within="(0, inf)")
+
+        def unit(self, x: Place) -> Any:
+            return where(x.power == 1.0, x.g, abs(x.g) ** x.power)
+
+    w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    w.grad = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    untuned.compose([w], direction=Chosen(), step_size=Rate(1.0), execution=runner).step()
+    assert w.tolist() == [0.5, 0.75]
+
+
+def test_a_late_gradient_with_decay_of_weights_that_moved() -> None:
+    """Mechanic moves the weights before the last sweep, in which Lion remembers g + lambda p."""
+    with pytest.raises(TypeError, match=r"^Lion cannot use Mechanic with Coupled: decay the weights"):
+        built(direction=directions.Lion(), iterate=iterates.Mechanic(), decay=Coupled(0.1))
+    assert built(direction=directions.Lion(), iterate=iterates.Mechanic(), decay=Decoupled(0.1))

@@ -13,41 +13,42 @@ from untuned.memory.now import Now
 from untuned.recipe.symbols import Column
 
 Dtypes = tuple[tuple[str, torch.dtype], ...]  # of every stream: p, g and slots by their keys
-Where = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
+Members = list[tuple[int, Bucket, int]]  # (the bucket's number, bucket, index in it)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes may keep their elements elsewhere
 
 
 class Batch:
     """Tensors on one device whose streams have equal dtypes, and everything about them that stays from step to step.
 
-    Where a recipe has numbers of rows, kernels take each row of a tensor for a tensor of its own: `counts` of them.
+    Members a recipe has numbers of rows, kernels take each row of a tensor for a tensor of its own: `counts` of them.
     """
 
     def __init__(
-        self, kernels: Any, label: Any, one_pass: bool, dtypes: Dtypes, where: Where, captured: list[Any]
+        self, kernels: Any, label: Any, one_pass: bool, dtypes: Dtypes, members: Members, captured: list[Any]
     ) -> None:
         self.dtypes, self.kernels, self.label, self.one_pass = dict(dtypes), kernels, label, one_pass
         self.captured = captured
-        self.params = [bucket.params[j] for _, bucket, j in where]
-        self.tensors = [(i, j) for i, _, j in where]
-        held = [bucket.held(j) for _, bucket, j in where]
+        self.params = [bucket.params[j] for _, bucket, j in members]
+        self.tensors = [(i, j) for i, _, j in members]
+        held = [bucket.held(j) for _, bucket, j in members]
         self.slots = {key: [one[key] for one in held] for key in self.dtypes if key not in "pg"}
-        self.counts = [bucket.ends[j + 1] - bucket.ends[j] for _, bucket, j in where]
+        self.counts = [bucket.ends[j + 1] - bucket.ends[j] for _, bucket, j in members]
         self.sizes = [local(p).numel() // n for p, n in zip(self.params, self.counts, strict=True) for _ in range(n)]
         self.device, self.sharded = self.params[0].device, any(local(p) is not p for p in self.params)
         self.calls: dict[Any, Any] = {}  # a kernel call, or None, for every stage and what is 0 in it
-        self.buckets = {number: bucket for number, bucket, _ in where}
+        self.buckets = {number: bucket for number, bucket, _ in members}
         self.spans: list[tuple[int, Any, slice]] = []  # a bucket, its reductions that are here, and their rows here
         ends = np.cumsum([0, *self.counts])
         for number, bucket in self.buckets.items():
-            rows = [row for row, (n, _, _) in enumerate(where) if n == number]
-            index = np.concatenate([np.arange(*bucket.ends[where[row][2] :][:2]) for row in rows])
-            members = slice(None) if len(rows) == len(bucket.params) else torch.from_numpy(index).to(self.device)
-            self.spans.append((number, members, slice(int(ends[rows[0]]), int(ends[rows[-1] + 1]))))
+            rows = [row for row, (n, _, _) in enumerate(members) if n == number]
+            index = np.concatenate([np.arange(*bucket.ends[members[row][2] :][:2]) for row in rows])
+            whole = len(rows) == len(bucket.params)
+            chosen = slice(None) if whole else torch.from_numpy(index).to(self.device)
+            self.spans.append((number, chosen, slice(int(ends[rows[0]]), int(ends[rows[-1] + 1]))))
         self.kinds, self.addresses = None, list[list[int]]()
         self.pointers: Any = None  # as the kernels take them, made of [streams and size, tensors]
 
-    def found(self) -> bool:
+    def refresh(self) -> bool:
         """Look up the addresses of all streams; False if anything else about them is not as it was the last time.
 
         Storage may move under the same parameter or slot, and gradients are new tensors in every step. `map` is several

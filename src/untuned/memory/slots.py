@@ -22,7 +22,7 @@ from untuned.recipe.recipe import COMPENSATION, Group, Recipe
 Groups = list[Group]
 
 
-def _seen(recipe: Recipe, p: torch.Tensor, s: Slot) -> torch.Tensor:
+def _like(recipe: Recipe, p: torch.Tensor, s: Slot) -> torch.Tensor:
     """What of a parameter a slot is shaped like."""
     if callable(s.shape):
         shape: Any = s.shape(tuple(p.shape))
@@ -56,7 +56,7 @@ def fresh(recipe: Recipe, p: torch.Tensor, group: Group) -> dict[str, torch.Tens
     for key, s in recipe.slots(p, group).items():
         if s.kept:
             value = s.start if isinstance(s.start, float) else 0.0
-            held[key] = torch.full_like(_seen(recipe, p, s), value, dtype=recipe.dtype(p, s))
+            held[key] = torch.full_like(_like(recipe, p, s), value, dtype=recipe.dtype(p, s))
     for part, n in recipe.numbers(group, per_tensor=True):
         first = _first(group, part, n, p.device)
         held[n.key] = of_rows(p, first) if part.per_row(n) else first
@@ -75,7 +75,7 @@ def fill_start_slots(recipe: Recipe, bucket: Bucket) -> None:
         for key, s in recipe.slots(p, bucket.group).items():
             if s.start == "start":
                 slot = local(held[key])
-                slot.copy_(torch.where(held["step"] == 0, local(_seen(recipe, p, s)), slot))
+                slot.copy_(torch.where(held["step"] == 0, local(_like(recipe, p, s)), slot))
 
 
 def create_scratch(recipe: Recipe, bucket: Bucket) -> None:

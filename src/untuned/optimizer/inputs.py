@@ -25,7 +25,7 @@ class Inputs:
     def __init__(self, recipe: Recipe, loss_group: Any, shard_group: Any) -> None:
         self.recipe, self.title, self.loss_group, self.shard_group = recipe, recipe.title, loss_group, shard_group
         self.recorded: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self.apart: Any = False  # whether numbers of the model were seen to differ between ranks
+        self.drifted: Any = False  # whether numbers of the model were seen to differ between ranks
 
     @property
     def meets(self) -> bool:
@@ -107,8 +107,8 @@ class Inputs:
         """What decisions read: the mean loss of the ranks, and the samples of all of them."""
         if value is not None:
             numbers = numbers_of_model(self.recipe, now.groups)
-            value, apart = reduce.mean_over_ranks(value, numbers, self.loss_group)
-            self.apart |= apart
+            value, drifted = reduce.mean_over_ranks(value, numbers, self.loss_group)
+            self.drifted |= drifted
             now.loss = -value if self.recipe.maximize else value
         now.ids = None if ids is None else reduce.of_all_ranks(self.title, ids, self.loss_group)
 

@@ -34,7 +34,7 @@ class Watch:
             least = torch.minimum(course["loss_least"].to(last), last)
             self.losses, self.course = [], course | {"loss_low": low, "loss_last": last, "loss_least": least}
 
-    def read(self, now: Now, states: States, apart: Any) -> dict[str, float]:
+    def read(self, now: Now, states: States, drifted: Any) -> dict[str, float]:
         """The metrics of an optimizer, with warnings for what they show; `now`: the last step."""
         groups, found = now.groups, dict[str, Any]()
         for i, group in enumerate(groups):
@@ -48,14 +48,14 @@ class Watch:
                     mine = [group[n.key] for group in groups if part in now.recipe.of(group).values()]
                     found |= {n.key: mine[0]} if mine and mine[0].dim() == 0 else {}
         first = groups[0]
-        found |= {"steps": first["steps"], "skipped": first["skipped"], "apart": apart}
+        found |= {"steps": first["steps"], "skipped": first["skipped"], "drifted": drifted}
         if now.grad_norm is not None:
             found["grad_norm"] = now.grad_norm
         everything = found | self.course
         read = torch.stack([number_from(v, now.device).reshape(()) for v in everything.values()])
         values = dict(zip(everything, read.tolist(), strict=True))
         texts = {part: part.advice(first | values) for part in now.recipe.all_parts if hasattr(part, "advice")}
-        if found.pop("apart") and values["apart"]:
+        if found.pop("drifted") and values["drifted"]:
             texts["ranks"] = (
                 f"{now.recipe.title}: numbers differ between ranks; parameters of one alone need shard_group."
             )

@@ -317,7 +317,7 @@ class Optimizer(torch.optim.Optimizer):
             self._own()
         now = self._last or Now(self.recipe, self.param_groups, self.device)
         now.groups = self.param_groups
-        return self._watch.read(now, self.state, self._inputs.apart)
+        return self._watch.read(now, self.state, self._inputs.drifted)
 
     def __repr__(self) -> str:
         name = f"{type(self).__name__} (untuned {__version__}, {self._launch.running}): {self.recipe.written(repr)}"

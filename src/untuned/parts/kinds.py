@@ -59,13 +59,13 @@ class Direction(Part):
 
 
 class StepSize(Part):
-    """How far to go along u. Verbs: [weight] [measure, decide] size [effective].
+    """How far to go along u. Verbs: [gradient_factors] [measure, decide] size [effective].
 
-    `weight(x) -> a, b`: the factors of g in m and of g^2 in v. `size(x) -> size, rate`: the factors of u and of the
-    weight decay. `effective(x, rate)`: the learning rate people should see, if it is not `rate`.
+    `gradient_factors(x) -> a, b`: the factors of g in m and of g^2 in v. `size(x) -> size, rate`: the factors of u and
+    of the weight decay. `effective(x, rate)`: the learning rate people should see, if it is not `rate`.
     """
 
-    verbs: ClassVar[tuple[str, ...]] = ("weight", "measure", "decide", "size", "effective", *ADVICE)
+    verbs: ClassVar[tuple[str, ...]] = ("gradient_factors", "measure", "decide", "size", "effective", *ADVICE)
 
     @property
     def every(self) -> int:

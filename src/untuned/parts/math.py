@@ -70,6 +70,8 @@ def _chosen(condition: Any, q: Any, r: Any) -> Any:
 
 
 def where(condition: Any, q: Any, r: Any) -> Any:
+    if isinstance(condition, bool):  # of options alone
+        return _chosen(condition, q, r)
     return _apply("where", "where", _chosen, condition, q, r)
 
 

@@ -45,6 +45,10 @@ class Part(abc.ABC):
         dataclasses.dataclass(eq=False)(cls)
         cls.fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         for name, field in cls.fields.items():
+            if not isinstance(field.default, bool) and not field.metadata:
+                raise TypeError(
+                    f"{cls.__name__}: {name} must be declared by hyper(default=..., within=...) or choice()."
+                )
             if isinstance(field.default, tuple):
                 for i in range(len(field.default)):
                     declared[f"{name[:-1]}{i + 1}"] = Hyper(name, i)

@@ -55,7 +55,7 @@ class Place:
 class Frame:
     """Resolves names for one tensor (streams and scalars) or for one `decide` (scalars only)."""
 
-    where: ClassVar[str] = "sweeps"
+    stage: ClassVar[str] = "sweeps"
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -75,7 +75,7 @@ class Frame:
     def read(self, part: Part, name: str) -> Any:
         if name == "top" and part.scope != "model" and name not in part.letters:
             name = "lr"
-        letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
+        letter, letter_of = part.letters.get(name), "x" if self.stage == "sweeps" else "c"
         if isinstance(letter, Slot):
             if callable(letter.shape) and self.at[1] != "reform":
                 raise AttributeError(f"{part.name}: x.{name} has a shape of its own: only 'reform' may read it.")
@@ -88,7 +88,7 @@ class Frame:
             return self.signal(letter.key)
         if name in LETTERS:
             where, read, meaning = LETTERS[name]
-            if where not in ("", self.where):
+            if where not in ("", self.stage):
                 hint = "measure" if hasattr(part, "measure") or not hasattr(part, "look") else "look"
                 hint = f" ({meaning}); return what {hint!r} sums of it" if letter_of == "c" else f" ({meaning})"
                 raise AttributeError(f"{part.name}: {letter_of}.{name} exists only in {where}{hint}.")
@@ -205,8 +205,8 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     ),
     "keep": ("", _verb("direction", "weight", 0), "m <- keep m + take g"),
     "take": ("", _verb("direction", "weight", 1), "m <- keep m + take g"),
-    "a": ("", _verb("step_size", "weight", 0, 1.0), "the step size's factor of g in m"),
-    "b": ("", _verb("step_size", "weight", 1, 1.0), "and of g^2 in v"),
+    "a": ("", _verb("step_size", "gradient_factors", 0, 1.0), "the step size's factor of g in m"),
+    "b": ("", _verb("step_size", "gradient_factors", 1, 1.0), "and of g^2 in v"),
     "size": ("", _verb("step_size", "size", 0), "factor of u in the step"),
     "rate": ("", _verb("step_size", "size", 1), "factor of weight_decay in the step"),
     "shrink": ("", _verb("decay", "shrink"), "what the weight decay divides the weights by"),

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
@@ -88,11 +89,18 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     return found
 
 
+class OptionOfGroups:
+    """What self.lr is while verbs are checked: only x.lr knows the value of each group."""
+
+
 def _check_letters(recipe: Recipe, parts: Parts) -> None:
     """Run every verb on symbols, also those that no other part asks for: what does not exist raises here."""
     for role, part in parts.items():
+        checked = copy.copy(part)
+        for key in part.hypers():
+            setattr(checked, key, OptionOfGroups())
         for verb in (v for v in fit.kind_of(part).verbs if hasattr(part, v) and v not in ("decide", "reform", *ADVICE)):
-            frame = TraceFrame(recipe, parts)
+            frame = TraceFrame(recipe, parts | {role: checked})
             frame.reads_only, frame.at = verb not in WRITERS, (role, verb)
             others = [Symbol("load", "g")] * (len(inspect.signature(getattr(part, verb)).parameters) - 1)
             trace(frame, functools.partial(_run_alone, role, verb, others))
@@ -135,7 +143,7 @@ def guard_stage(recipe: Recipe) -> Stage:
 class _Decision(TraceFrame):
     """A decision of one tensor, whose numbers are symbols."""
 
-    where = "'decide'"
+    stage = "'decide'"
 
     def number(self, part: Part, declared: Number) -> Any:
         if declared.size:

@@ -79,7 +79,7 @@ class DryFrame(Frame):
     Their values are those of a group, or the defaults.
     """
 
-    where = "'decide'"
+    stage = "'decide'"
 
     def __init__(self, parts: Parts, ones: Callable[[int], Any], group: dict[str, Any] | None = None) -> None:
         super().__init__(parts)

@@ -124,7 +124,7 @@ def trace(frame: TraceFrame, run: Body) -> Program:
         raise TypeError(
             f"{names}: the verb {verb!r} of {owner} is not elementwise math as untuned.parts has it: {error} "
             f"In {at.name!r}, line {at.lineno}: {at.line} Use arithmetic, sqrt, cbrt, exp, log, tanh, minimum, maximum "
-            f"and where."
+            f"and where, and x.lr, not self.lr, for options of groups."
         ) from error
     lifted = {r: [dataclasses.replace(one, value=Symbol.lift(one.value)) for one in of] for r, of in sums.items()}
     return Program(frame.fresh, lifted)

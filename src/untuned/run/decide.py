@@ -28,7 +28,7 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    where = "'decide'"
+    stage = "'decide'"
 
     def __init__(self, now: Now, role: str, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(buckets[0].parts)
@@ -36,9 +36,9 @@ class ScalarFrame(Frame):
         self.part = self.parts[role]
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (now.device, *(b.device for b in buckets)))
         self.group = buckets[0].group
-        self.on = self.seen(now.on_any(buckets))
+        self.on = self.native(now.on_any(buckets))
 
-    def seen(self, value: Any) -> Any:
+    def native(self, value: Any) -> Any:
         return value.numpy() if self.in_numpy and isinstance(value, torch.Tensor) else value
 
     def _counts(self) -> list[int]:
@@ -48,11 +48,11 @@ class ScalarFrame(Frame):
         return [len(bucket.params) for bucket in self.buckets]
 
     def _on_rows(self) -> Any:
-        return self.seen(self.now.on_rows(self.buckets, self._counts()))
+        return self.native(self.now.on_rows(self.buckets, self._counts()))
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.fresh.get(declared.key, self.seen(self.group[declared.key]))
+            return self.fresh.get(declared.key, self.native(self.group[declared.key]))
         held = self._per_tensor(declared.key)
         if self.part.scope == "model" and any(isinstance(b.group["lr"], torch.Tensor) for b in self.buckets):
             held = where(self._on_rows(), held, 0.0)  # a tensor that rests is not in the model
@@ -60,32 +60,36 @@ class ScalarFrame(Frame):
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.seen(self.now.before[id(self.group["params"])][declared.key])
-        return self.seen(joined([b.before[declared.key].to(self.now.device) for b in self.buckets]))
+            return self.native(self.now.before[id(self.group["params"])][declared.key])
+        return self.native(joined([b.before[declared.key].to(self.now.device) for b in self.buckets]))
 
     def total(self, local: Any) -> Any:
         group = self.now.shard_group
-        return self.seen(reduce.over_shards(torch.as_tensor(local), group)) if group else local
+        return self.native(reduce.over_shards(torch.as_tensor(local), group)) if group else local
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
-        return self.seen(hyper(self.group, letter))
+        return self.native(hyper(self.group, letter))
 
     def signal(self, key: str) -> Any:
-        return self.seen(self.now.signals[key])
+        return self.native(self.now.signals[key])
 
     def engine(self, name: str) -> Any:
         if name == "k" or (name == "t" and self.part.scope == "model"):
-            return self.seen(self.group["steps"])
+            return self.native(self.group["steps"])
         if name == "top":
-            return self.seen(self.now.top)
+            return self.native(self.now.top)
         if name == "loss" and self.now.loss is not None:
-            return self.seen(self.now.loss)
+            return self.native(self.now.loss)
         if name == "ids" and self.now.ids is not None:
             return self.now.ids
         if name == "t" and self.part.scope in ("tensor", "group"):
-            steps = self.seen(joined([b.t.to(self.now.device) for b in self.buckets]))
+            steps = self.native(joined([b.t.to(self.now.device) for b in self.buckets]))
             return (
-                steps if self.part.scope == "tensor" else steps.max() if len(steps) else self.seen(self.group["steps"])
+                steps
+                if self.part.scope == "tensor"
+                else steps.max()
+                if len(steps)
+                else self.native(self.group["steps"])
             )
         if name == "rho" and self.part.scope == "tensor":
             return self._per_tensor("rho")
@@ -93,7 +97,7 @@ class ScalarFrame(Frame):
 
     def _per_tensor(self, key: str) -> Any:
         held = self.fresh.get(key)
-        return self.seen(joined([b.number(key).to(self.now.device) for b in self.buckets])) if held is None else held
+        return self.native(joined([b.number(key).to(self.now.device) for b in self.buckets])) if held is None else held
 
     def write(self, part: Part, name: str, value: Any) -> None:
         key = self.written(part, name, Number)
@@ -111,11 +115,11 @@ class ScalarFrame(Frame):
         """Change the numbers, in place; until then what the decision has read stays as it was."""
         for key, value in self.fresh.items():
             if key in self.group:
-                self.seen(self.group[key])[...] = value
+                self.native(self.group[key])[...] = value
                 for group in self.now.groups if self.part.scope == "model" else ():
                     if self.part in self.now.recipe.of(group).values():
                         group[key] = self.group[key]
             first = 0
             for b in self.buckets if key not in self.group else ():
                 for held in [b.numbers[key]] if key in b.numbers else [local(state[key]) for state in b.states]:
-                    self.seen(held)[...] = value[first : (first := first + len(held))]
+                    self.native(held)[...] = value[first : (first := first + len(held))]

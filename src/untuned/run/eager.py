@@ -51,9 +51,9 @@ class ElementFrame(Frame):
         self.fresh: dict[str, Any] = {}
 
     def _target(self, key: str) -> torch.Tensor:
-        return self.seen(self.param.detach() if key == "p" else self.held[key])
+        return self.view(self.param.detach() if key == "p" else self.held[key])
 
-    def seen(self, t: torch.Tensor) -> torch.Tensor:
+    def view(self, t: torch.Tensor) -> torch.Tensor:
         return local(t) if self.block is None else in_memory(local(t))[self.block]
 
     def slot(self, key: str) -> Any:
@@ -62,7 +62,7 @@ class ElementFrame(Frame):
     def load(self, key: str) -> torch.Tensor:
         """A slot, the parameter "p" or its gradient "g" as it was given."""
         if key not in self.loads:
-            t = self.seen(self.param.grad) if key == "g" and self.param.grad is not None else self._target(key)
+            t = self.view(self.param.grad) if key == "g" and self.param.grad is not None else self._target(key)
             t = t.float() if t.dtype in LOW_PRECISION else t
             if key == "p" and COMPENSATION in self.held:
                 exact = t + self._target(COMPENSATION)
@@ -141,7 +141,7 @@ class ElementFrame(Frame):
 class WholeFrame(ElementFrame):
     """One tensor as a whole, gathered from the ranks that hold its shards, for matrix math."""
 
-    def seen(self, t: torch.Tensor) -> torch.Tensor:
+    def view(self, t: torch.Tensor) -> torch.Tensor:
         return whole(t)
 
     def commit(self) -> None:

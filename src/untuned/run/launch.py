@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from untuned.kernels.batch import Batch, Where, accepted, scalar
+from untuned.kernels.batch import Batch, Members, accepted, scalar
 from untuned.memory import slots
 from untuned.memory.buckets import (
     Bucket,
@@ -94,12 +94,12 @@ class Launch:
     def live(self, now: Now, states: States) -> list[Bucket]:
         """The parameters that take part in this step; arranged and checked anew only when that changes."""
         found: list[Live] = list(map(takes_part, now.groups))
-        seen = [list(now.groups), *(params for params, _ in found), slots.tensors(states)]
+        present = [list(now.groups), *(params for params, _ in found), slots.tensors(states)]
         known, buckets = self.arranged
-        same = len(known) == len(seen) and all(map(same_objects, known, seen))
+        same = len(known) == len(present) and all(map(same_objects, known, present))
         if same:
             take_gradients(buckets, found)
-        if not same or not self.found(buckets):
+        if not same or not self.refresh(buckets):
             for p in itertools.chain.from_iterable(params for params, _ in found):
                 check_parameter(self.recipe.title, p)
                 check_gradient(self.recipe.title, p)
@@ -112,20 +112,20 @@ class Launch:
                 if self.recipe.stochastic_rounding:
                     bucket.positions = torch.tensor([position[p] for p in bucket.params], device=bucket.device)
             self.arrange(now)
-            seen[-1] = slots.tensors(states)
-            self.arranged = seen, buckets
+            present[-1] = slots.tensors(states)
+            self.arranged = present, buckets
         for bucket in buckets:
             bucket.grads = []  # the kernels know their addresses, and nothing may keep them alive after the step
             for p in bucket.params if bucket.domain else ():  # a gradient may be placed anew without showing above
                 check_gradient(self.recipe.title, p)
         return buckets
 
-    def found(self, buckets: list[Bucket]) -> bool:
+    def refresh(self, buckets: list[Bucket]) -> bool:
         """Whether all is as it was when the tensors were sorted, but for the storage of their elements."""
         self.zeros = zeros([bucket.group for bucket in buckets])
-        return self.known == self._seen(buckets) and all(batch.found() for batch in self.batches)
+        return self.known == self._kinds(buckets) and all(batch.refresh() for batch in self.batches)
 
-    def _seen(self, buckets: list[Bucket]) -> list[Any]:
+    def _kinds(self, buckets: list[Bucket]) -> list[Any]:
         rest = [buckets[i].params[j] for i, j in self.rest]
         kinds = [(p.device, p.dtype, p.shape, p.grad is not None and p.grad.layout) for p in rest]
         return [torch.get_num_threads(), *kinds]
@@ -134,7 +134,7 @@ class Launch:
         """Sort the tensors by what kernels must know of them."""
         self.rest = []
         self.zeros = frozenset()
-        taken: dict[Any, Where] = {}
+        taken: dict[Any, Members] = {}
         keys: dict[Any, list[str]] = {}
         for label, exact in itertools.product(self.stages, (False, True)):
             programs = [self._program(stage, exact) for stage in self.stages[label]]
@@ -154,8 +154,8 @@ class Launch:
             Batch(kernels, label, one, dtypes, where, self.captured)
             for (_, kernels, label, one, dtypes), where in taken.items()
         ]
-        self.known = self._seen(now.buckets)
-        self.found(now.buckets)
+        self.known = self._kinds(now.buckets)
+        self.refresh(now.buckets)
         for batch in self.batches:  # before anything changes
             for stage in self.stages[batch.label]:
                 self._call(stage, batch)

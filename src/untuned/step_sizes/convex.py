@@ -32,7 +32,7 @@ class DAdaptationDA(StepSize):
     gamma = number(0.0)
     Q = number(0.0, key="d_penalty", each=True)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.d * x.lr, 1.0
 
     def measure(self, x: Place) -> tuple[Any, ...]:
@@ -78,7 +78,7 @@ class ProdigyDA(StepSize):
     gamma = number(0.0, key="last_gamma", each=True)  # of each tensor's own last step, which a pause does not change
     r = number(0.0, key="d_numerator", each=True)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.d * x.d * x.lr, 1.0
 
     def measure(self, x: Place) -> tuple[Any, ...]:

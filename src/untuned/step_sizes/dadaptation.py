@@ -44,7 +44,7 @@ class DAdaptation(StepSize):
     def _step(self, x: Place, d: Any, lr: Any) -> Any:
         return d * lr * (x.factor if self.bias_correction else 1.0)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return self._step(x, x.was_d, x.lr), 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ class DAdaptationAdaGrad(StepSize):
     d = number("d0")
     Q = number(0.0, key="d_penalty", each=True)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.d * x.lr, 1.0
 
     def measure(self, x: Place) -> tuple[Any, ...]:

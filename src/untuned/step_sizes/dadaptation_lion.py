@@ -33,7 +33,7 @@ class DAdaptationLion(StepSize):
     d = number("d0")
     r = number(0.0, key="numerator_weighted", each=True)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.was_d * x.top if self.scale_average else 1.0, 1.0
 
     def measure(self, x: Place) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ class MDA(StepSize):
     lr: float = hyper(default=1.0, within="[0, inf)")
     needs: ClassVar[frozenset[str]] = _NEEDS
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.lr * sqrt(x.t), 1.0
 
     def size(self, x: Place) -> tuple[Any, Any]:
@@ -40,7 +40,7 @@ class MADGRAD(StepSize):
     lr: float = hyper(default=1e-2, within="[0, inf)")
     needs: ClassVar[frozenset[str]] = _NEEDS
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.lr * sqrt(x.t), x.lr * sqrt(x.t)
 
     def size(self, x: Place) -> tuple[Any, Any]:

@@ -49,7 +49,7 @@ class Prodigy(StepSize):
     d_hat = number(0.0)
     r = number(0.0, key="d_numerator", each=True)
 
-    def weight(self, x: Place) -> tuple[Any, Any]:
+    def gradient_factors(self, x: Place) -> tuple[Any, Any]:
         return x.was_d, x.d * x.d
 
     def _step(self, x: Place, d: Any, lr: Any) -> Any:
