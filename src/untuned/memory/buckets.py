@@ -121,7 +121,7 @@ class Bucket:
     domain: tuple[Any, ...]
     parts: Parts  # that serve the group
     row_domain: tuple[Any, ...] = ()  # as domain, for sums of rows
-    source: tuple[int, list[int]] = (0, [])  # the number of its group, and its places among the live tensors there
+    source: tuple[int, list[int]] = (0, [])  # index of its group, and of its tensors among the live ones there
     grads: list[torch.Tensor] = dataclasses.field(default_factory=list)
     numbers: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # counters and numbers, a row per tensor
     on: torch.Tensor | None = None  # bool: whether this step may change anything; None if it surely may
@@ -160,7 +160,7 @@ Live = tuple[list[torch.Tensor], list[torch.Tensor]]  # parameters and their gra
 
 
 def takes_part(group: Group) -> Live:
-    """The parameters of a group that have a gradient, and these; none if its lr is 0.
+    """The parameters of a group that have a gradient, and their gradients; none if its lr is 0.
 
     `map` is several times as fast as a loop, which counts in a step on thousands of small tensors.
     """

@@ -22,7 +22,7 @@ class Now:
     recipe: Recipe
     groups: list[Group]
     device: torch.device
-    shard_group: Any = None  # whose ranks hold other parameters as plain tensors
+    shard_group: Any = None  # the process group whose ranks hold different parameters as plain tensors
     buckets: list[Bucket] = dataclasses.field(default_factory=list)
     loss: torch.Tensor | None = None
     ids: torch.Tensor | None = None

@@ -117,7 +117,7 @@ def _follow(recipe: Recipe, p: torch.Tensor, group: Group, held: dict[str, torch
 
 
 def numbers_of_model(recipe: Recipe, groups: Groups) -> list[torch.Tensor]:
-    """Those of one truth for the whole model, but for long vectors."""
+    """The numbers of which the whole model has one, equal on all ranks; without vectors."""
     found = ((part, n.key, group) for group in groups for part, n in recipe.numbers(group, False) if not n.size)
     return [*{(part, key): group[key] for part, key, group in found if part.scope == "model"}.values()]
 
@@ -155,7 +155,7 @@ def stack_numbers(recipe: Recipe, bucket: Bucket) -> Bucket:
 
 
 def tensors(states: States) -> list[torch.Tensor]:
-    """All slots and numbers of tensors, one state after the other: that users replace none of them is seen by this."""
+    """All tensors in the states, one state after the other, to see whether a user has replaced one."""
     return list(chain.from_iterable(map(dict.values, states.values())))
 
 
@@ -166,6 +166,5 @@ def tie_numbers(recipe: Recipe, groups: Groups) -> None:
         owners = {n.key: part if part.scope == "model" else None for part, n in recipe.numbers(group, per_tensor=False)}
         for key, part in ({"steps": recipe, "skipped": recipe} | owners).items():
             if key in group:
-                source = shared.setdefault((part, key), group[key]) if part else group[key]
-                group[key] = number_from(source, device)  # the object itself, if it is a number already
-                shared[part, key] = group[key] if part else None
+                source = shared.get((part, key), group[key]) if part else group[key]
+                group[key] = shared[part, key] = number_from(source, device)  # the object itself, if it is one already

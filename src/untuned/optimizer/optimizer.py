@@ -16,23 +16,13 @@ import torch
 
 from untuned._version import __version__
 from untuned.memory import checkpoint, slots
-from untuned.memory.buckets import (
-    Bucket,
-    device_of,
-)
+from untuned.memory.buckets import Bucket, device_of
 from untuned.memory.now import Now
 from untuned.optimizer import groups
 from untuned.optimizer.inputs import Inputs
 from untuned.optimizer.metrics import Watch
 from untuned.optimizer.options import EngineOptions
-from untuned.parts.kinds import (
-    Direction,
-    GradientTransform,
-    Iterate,
-    StepSize,
-    StepTransform,
-    WeightDecay,
-)
+from untuned.parts.kinds import Direction, GradientTransform, Iterate, StepSize, StepTransform, WeightDecay
 from untuned.recipe.recipe import Group, Recipe, variants_of
 from untuned.run import launch
 from untuned.run.modes import switch

@@ -1,4 +1,4 @@
-"""Declarations of a part: slots, numbers and hyper-parameters with their ranges."""
+"""Declarations of a part: slots, numbers, signals, and hyper-parameters with their ranges."""
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -22,7 +22,7 @@ class Slot:
     start: str | float  # a value, or "start": a copy of the parameter when its first step begins
     total: bool = False
     shape: Any = None  # None: that of the parameter; "slice"; or a function of the parameter's shape
-    kept: bool = True  # whether it is state
+    kept: bool = True  # in state dicts; scratch is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ def number(
     size: str = "",
     seldom: bool = False,
 ) -> Any:
-    """A float64 number in the scope of its part (model, group or tensor); `each=True` keeps one per tensor.
+    """A float64 number in the scope of its part (model, group, tensor or row); `each=True` keeps one per tensor.
 
-    `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group
-    is visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names
-    the hyper-parameter that says how many there are, as one number per sample of the data, or that has one number for
-    each of them. `seldom` tells kernels that most steps leave it as it is: they may then move on with the old value,
-    and correct in the steps that changed it.
+    `first` is the starting value, or the name of the hyper-parameter that holds it. A number of the model or a group is
+    visible as `param_groups[i][key]`, one per tensor as `state[p][key]`; `key` defaults to the letter. `size` names a
+    hyper-parameter and makes a vector: with as many numbers as it says (one per sample of the data), or, if it is a
+    tuple, with as many as that has. `seldom` tells kernels that most steps leave it as it is: they may then move on
+    with the old value, and correct in the steps that changed it.
     """
     return Number(first, key, each, size, seldom)
 
@@ -92,7 +92,7 @@ def number(
 def hyper(*, default: Any, within: str, fixed: bool = False) -> Any:
     """A hyper-parameter whose numbers must lie within an interval, written as in mathematics: "[0, 1)", "(0, inf]".
 
-    A `fixed` one shapes the state: it is the same for all groups and read as `self.name`.
+    A `fixed` one shapes the state: it is the same for all groups and is read from `self`, not from `x`.
     """
     return dataclasses.field(default=default, metadata={"interval": within, "fixed": fixed})
 

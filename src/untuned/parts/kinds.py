@@ -1,9 +1,10 @@
 """The kinds of part and their verbs. A verb is pure elementwise math on a place `x`; `decide` is scalar math on `c`.
 
 A part offers a verb by having it; the engine plans the sweeps from the verbs it finds, and refuses a method that is no
-verb (helpers begin with an underscore). Nothing is overridden: a part is abstract (these classes) or final (a method's
-class). Verbs use the functions of `untuned.parts.math`, since what they see are tensors, symbols or, in `decide`, also
-NumPy's numbers. What `decide` has read stays as it was when it writes.
+verb (helpers begin with an underscore). A class that can be used as a part is not extended: what methods share is in
+these classes or in abstract ones between. Verbs use the functions of `untuned.parts.math`, since what they see are
+tensors, symbols or, in `decide`, also NumPy's numbers. A value that `decide` has read does not change when it writes
+that number; reading the number again gives the new value. In the lists below, verbs in brackets may be left out.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,9 +20,9 @@ from untuned.parts.declare import Slot
 from untuned.parts.part import Part
 from untuned.parts.place import Place
 
-ADVICE = ("caution", "advice", "refuse")
-WRITERS = ("look", "accumulate", "reform", "measure", "move", "leave", "enter", "remember")  # of slots
-PARTNERS = {"look": "decide", "measure": "decide", "leave": "enter", "enter": "leave"}
+ADVICE = ("caution", "advice", "refuse")  # no verbs: they return a sentence or None (see `Part`)
+WRITERS = ("look", "accumulate", "reform", "measure", "move", "leave", "enter", "remember")  # may store to slots
+PARTNERS = {"look": "decide", "measure": "decide", "leave": "enter", "enter": "leave"}  # verb: what it needs beside it
 
 
 class GradientTransform(Part):
@@ -43,10 +44,11 @@ class Direction(Part):
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
     the whole model and its losses. `reform(x)`: matrix math, with any function of torch, on letters that are whole
-    tensors (gathered, if sharded) in float32 or float64; no sweep after it knows x.old. `scale(x)`: the diagonal D of
-    u = m / D. `bias(x)`: what the step divides by since m starts at 0. `factor(x)`: the whole bias correction as one
-    factor of the step, for rules that apply it outside the direction. `remember(x)`: what to store when x.u has been
-    read for the last time.
+    tensors (gathered, if sharded) in float32 or float64; a `measure` after it cannot read x.old. `unit(x)`: u.
+    `average(x)`: x.m for other parts, if the direction has no slot m. `scale(x)`: the diagonal D of u = m / D.
+    `bias(x)`: what the step divides by since m starts at 0. `factor(x)`: the whole bias correction as one factor of the
+    step, for rules that apply it outside the direction. `remember(x)`: what to store when x.u has been read for the
+    last time.
     """
 
     verbs: ClassVar[tuple[str, ...]] = (
@@ -80,8 +82,9 @@ class StepSize(Part):
 class StepTransform(Part):
     """Turns the plain step from w into another one. Verbs: [measure, decide] around.
 
-    `around(x, w, new)`: where the step ends that would lead from w to `new`; x.base of its own `measure`, which runs
-    when x.size is known, is the plain step without it. `removes`: words that it takes from the iterate.
+    `around(x, w, new)`: where the step ends that would lead from w to `new`; its own `measure` runs when x.size is
+    known, and x.base is there the plain step with the transforms before this one. `removes`: words that the iterate no
+    longer gives beside it.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ("measure", "decide", "around", *ADVICE)
@@ -112,8 +115,9 @@ class Iterate(Part):
 class WeightDecay(Part):
     """Where weight decay enters. Verbs: gradient (x.g of all parts), decay, shrink.
 
-    `decay(x, w, at)`: where the decay takes w, the weights that decay being those of the point `at`. `decoupled`: the
-    gradient is left as it is.
+    `decay(x, w, at)`: w after the decay, `at` being the weights that decay: x.p, or x.w if the iterate has `decays_w`.
+    `shrink(x)`: 1 + x.rate * x.weight_decay, or 1 if the gradient has the decay. `decoupled`: the gradient is left as
+    it is.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ("gradient", "decay", "shrink", *ADVICE)

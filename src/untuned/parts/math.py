@@ -116,7 +116,7 @@ def norm1(q: Any) -> Any:
 
 
 def largest(q: Any) -> Reduced:
-    """The largest |q|: the engine takes the maximum over elements, 0 of none, where it takes sums of other summands."""
+    """The largest |q|: the engine takes the maximum over elements instead of the sum; it is 0 if there are none."""
     return Reduced(abs(q), kind="max")
 
 

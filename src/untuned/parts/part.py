@@ -17,8 +17,8 @@ from untuned.parts.declare import Hyper, Number, Signal, Slot, check, choice, hy
 class Part(abc.ABC):
     """Declared slots, numbers and hyper-parameters (annotated fields), and verbs.
 
-    `scope` says where `decide` runs: once for the model, once per group, or once for all tensors of a group, or for all
-    their rows, as vectors. A field of that name makes the scope an option.
+    `scope` says where `decide` runs: "model", once for all groups; "group", once per group; "tensor" or "row", once per
+    group on vectors with an entry per tensor or row. A field of that name makes the scope an option.
 
     Any part may have three methods that return a sentence or None. `advice(numbers)` looks at the hyper-parameters of
     the first group, at what `metrics()` read and, after 100 steps of a method that needs the loss, at `loss_first` and
@@ -29,7 +29,7 @@ class Part(abc.ABC):
 
     gives: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
-    lacks: ClassVar[dict[str, str]] = {}  # capability -> why this part does not give it
+    lacks: ClassVar[dict[str, str]] = {}  # word -> why this part does not give it
     scope = "model"
     reads_displacement: ClassVar[bool] = False  # how far the parameters moved: rounding must not hide it
     letters: ClassVar[dict[str, Slot | Number | Hyper | Signal]] = {}

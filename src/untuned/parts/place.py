@@ -35,9 +35,13 @@ class Place:
         self._frame.write(self._part, name, value)
 
     def base(self, w: Any) -> Any:
-        """Where the plain step takes w, with the weight decay of x.p, or of the point where such steps start."""
+        """The plain step from w: w - size u, its weight decay, and the step transforms before the part that asks.
+
+        The weights that decay are x.p, or x.w if the iterate has `decays_w`.
+        """
         at = "w" if self._frame.parts["iterate"].decays_w else "p"
-        size, u, at = (LETTERS[name][1](self._frame, self._part) for name in ("size", "u", at))  # no letters of its own
+        # read by the table, since letters of the part itself may have these names
+        size, u, at = (LETTERS[name][1](self._frame, self._part) for name in ("size", "u", at))
         new = self.decayed(w - size * u, at)
         for role, part in self._frame.before(self._part, "around"):
             new = part.around(self._frame.place(role), w, new)
@@ -48,12 +52,18 @@ class Place:
         return self._frame.parts["decay"].decay(self._frame.place("decay"), w, at)
 
     def summed(self, v: Any) -> Any:
-        """In `decide`: the sum of what is kept per tensor over the tensors of one decision, on all ranks."""
+        """In `decide`: the sum over tensors, on all ranks, of a vector with an entry per tensor.
+
+        In a decision of tensors or rows, the vector itself.
+        """
         return v if self._part.scope in ("tensor", "row") else self._frame.total(v.sum())
 
 
 class Frame:
-    """Resolves names for one tensor (streams and scalars) or for one `decide` (scalars only)."""
+    """Resolves names for one tensor (scalars, and streams: one value per element) or for one `decide` (scalars only).
+
+    `stage` says which, in the words of the first entry of `LETTERS`.
+    """
 
     stage: ClassVar[str] = "sweeps"
 
@@ -65,7 +75,7 @@ class Frame:
         return Place(self, self.parts[role])  # not kept: a cycle would keep tensors alive until the collector runs
 
     def before(self, part: Part, kind: str) -> Iterator[tuple[str, Any]]:
-        """The transforms of a chain in their order; for one of them, those before it."""
+        """The transforms of the chain `kind` that come before a part in the order of a step, by their roles."""
         for role, one in self.parts.items():
             if one is part:
                 return
@@ -113,7 +123,7 @@ class Frame:
         raise AttributeError(f"{part.name}: {place}.{name} is not one of its {kinds}, so it cannot be written.")
 
     def total(self, local: Any) -> Any:
-        """A sum over this process's tensors, added over the ranks if each holds others."""
+        """A sum over the tensors of this process; if each rank holds other tensors, added over the ranks."""
         return local
 
     def slot(self, key: str) -> Any:
@@ -184,7 +194,7 @@ def _verb(role: str, verb: str, item: int | None = None, default: Any = None) ->
 
 
 def _old(frame: Frame, part: Part) -> Place:
-    if frame.at[1] == "measure" and hasattr(frame.parts["direction"], "reform"):  # which a sweep of its own follows
+    if frame.at[1] == "measure" and hasattr(frame.parts["direction"], "reform"):  # measured in a pass after it
         raise AttributeError(f"{part.name}: after 'reform' x.old is not what was before the step. Use x.m and x.g.")
     return Place(frame.old(), part)
 

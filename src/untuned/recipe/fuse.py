@@ -35,18 +35,19 @@ from untuned.recipe.symbols import BEFORE, Column, Program, Symbol, Zeros, leave
 from untuned.recipe.trace import Body, Sums, TraceFrame, body, guard, trace
 
 MOVE = ("iterate", "move")
-DECAYS = (frozenset[str](), frozenset({"weight_decay"}))
+DECAYS = (frozenset[str](), frozenset({"weight_decay"}))  # what programs take as 0: the second if it is 0 everywhere
 
 
 @dataclasses.dataclass(eq=False)
 class Stage:
     """One pass over tensors.
 
-    `run`: what it does to the elements of one tensor, as the reference has it. `program`: the same for kernels, where
-    some things are 0, since there is less to read then; None if only the reference can do it. `sums`: what is reduced.
-    `only_changed`: numbers, as columns of a table for now and for before the step, of which one must have changed in it
-    for the program to run. `then`: the next stage, if kernels may run it tensor by tensor in the same pass, and the
-    numbers decided in between. `whole`: whether `run` takes whole tensors. `every`: it sees every so many elements.
+    `run`: what it does to the elements of one tensor, for the reference. `program(zeros)`: the same for kernels, with
+    the options named in `zeros` taken as 0, so that less need be read; None if only the reference can do it. `sums`:
+    what is reduced. `only_changed`: pairs of columns of the table of scalars, a number now and before the step; the
+    stage is only run if one of these numbers has changed. `then`: the next stage, if kernels may run it tensor by
+    tensor in the same pass, and the numbers decided in between. `whole`: `run` takes whole tensors, gathered if they
+    are sharded. `every`: it sees every n-th element.
     """
 
     run: Body
@@ -163,7 +164,7 @@ def decided_in_pass(recipe: Recipe, parts: Parts, deciders: Verbs, sums: Sums) -
     numbered = itertools.count()
     given = {role: [Symbol("sum", next(numbered), one.kind) for one in ones] for role, ones in sums.items()}
     frame = _Decision(recipe, parts)
-    with contextlib.suppress(Exception):  # a function of torch's, the loss: the engine decides
+    with contextlib.suppress(Exception):  # it needs torch or the loss: then it runs between two passes
         for role, verb in deciders:
             getattr(parts[role], verb)(frame.place(role), *given.get(role, []))
         return {("each", key, None): value for key, value in frame.fresh.items()}

@@ -23,17 +23,18 @@ from untuned.parts.part import Part
 from untuned.parts.place import Frame, Parts
 
 Verbs = list[tuple[str, str]]  # (role, verb)
-Plan = list[tuple[Verbs, Verbs]]
+Plan = list[tuple[Verbs, Verbs]]  # sweeps, each with the decisions that follow it
 ROLES = ("gradient", "direction", "step_size", "around", "iterate", "decay")
 
 
 def plan(variants: Iterable[Parts]) -> Plan:
     """Sweeps in order, each as (its verbs, the verbs that decide on its sums), for all that a partition holds.
 
-    A decision without sums follows the step size's, or comes first if nothing is measured or only later parts do, who
-    may read it. What is remembered of the gradient goes back along the chain, since each transform reads those before
-    it. Kernels join the move with the sweep before it where the decisions in between change nothing that it reads, or
-    seldom do.
+    A decision without sums, of a part that neither looks nor measures, runs before the first `measure` if that belongs
+    to a later part, which may read what is decided; else with the decisions on the first sums that are measured; and
+    before the last sweep if nothing is measured. What is remembered of the gradient goes back along the chain, since
+    each transform reads those before it. Kernels join the move with the sweep before it where the decisions in between
+    change nothing that it reads, or seldom do.
     """
     variants = list(variants)
     roles = sorted({role for parts in variants for role in parts}, key=lambda r: (ROLES.index(r.split()[0]), r))
@@ -76,7 +77,7 @@ def plan(variants: Iterable[Parts]) -> Plan:
 class DryFrame(Frame):
     """A decision on ones, to learn which hyper-parameters it reads: `read_keys` holds (part, key).
 
-    Their values are those of a group, or the defaults.
+    Their values are those of a group, or those that the part was built with.
     """
 
     stage = "'decide'"

@@ -16,13 +16,13 @@ from untuned.recipe.plan import Verbs
 from untuned.recipe.recipe import COMPENSATION, Recipe
 from untuned.recipe.symbols import BEFORE, OPERATIONS, Program, Symbol, Zeros
 
-Sums = dict[Any, list[Reduced]]  # by the role that asked for them; of a whole step by the part
+Sums = dict[Any, list[Reduced]]  # of a stage by the role that asked for them; of a sweep over all labels by the part
 Body = Callable[[Frame], Sums]
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) for room in ("parts", "recipe"))
 
 
 def _kind(part: Part, n: Number) -> str:
-    """Of the column of a number in the table of scalars."""
+    """The kind of column that a number has in the table of scalars."""
     return "row" if part.per_row(n) else "each" if part.per_tensor(n) else "number"
 
 

@@ -87,7 +87,7 @@ class ElementFrame(Frame):
         return self._spread(part, declared, before[key][rows if part.per_row(declared) else self.i])
 
     def _spread(self, part: Part, declared: Number, value: torch.Tensor) -> torch.Tensor:
-        """A number of each row beside the row's elements."""
+        """A number of each row, shaped so that it meets the elements of its row; other numbers as they are."""
         dim = self.param.dim()
         return value.view(value.shape[:dim] + (1,) * (dim - 1)) if part.per_row(declared) else value
 

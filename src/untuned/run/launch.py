@@ -218,7 +218,7 @@ class Launch:
         return importlib.import_module("untuned.kernels.triton" if on_gpu else "untuned.kernels.native")
 
     def _columns(self, sums: Sums, stage: Stage, bucket: Bucket) -> slice | list[int]:
-        """Which reductions of a step's part a stage gives, on tensors of a bucket."""
+        """The columns of `sums`, the reductions of a sweep, that a stage fills for tensors of a bucket."""
         if len(stage.sums) == len(sums):
             return slice(None)
         first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))

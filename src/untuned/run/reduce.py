@@ -48,7 +48,7 @@ def gather(
 
 
 def over_shards(values: torch.Tensor, group: Any, ones: Sequence[Reduced] = ()) -> torch.Tensor:
-    """What this process's tensors gave, reduced over the ranks of a group in which each holds others."""
+    """Reductions over this process's tensors, reduced further over a group whose ranks hold different tensors."""
     group = process_group(group)
     return values if group is None else over_groups(values, (group,), ones)
 

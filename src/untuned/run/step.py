@@ -1,15 +1,15 @@
 """One step, from the gradients to the new parameters.
 
     guard        count what is not finite, add up |g|^2                             -> go on or not, the clip factor
-    look         what a direction must know of the whole gradient                   -> decide
+    look         what a transform or direction must know of the whole gradient      -> decide
     accumulate   m, v <- g, weighted by keep, take (direction) and a, b (step size)
     reform       matrix math on whole tensors
-    measure      what a step size must know of m, u, w                              -> decide
+    measure      what a step size, transform of the step or iterate must know       -> decide
     move         p <- where the iterate takes it, by x.base(w) = decay(w - size u), transforms around it
     remember     what is kept for the next step
 
 Verbs that follow each other without a decision in between are one sweep over memory (`recipe.plan`), and the rewrites
-of `recipe.fuse` save more. Docs: a step in a picture, docs/step.md.
+of `recipe.fuse` save more. docs/step.md has the whole order in a picture.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -36,7 +36,7 @@ from untuned.run.eager import ElementFrame
 from untuned.run.launch import Launch
 
 Blocks = list[torch.Tensor]  # per bucket [tensors or rows, reductions]
-Found = tuple[torch.Tensor, Blocks]  # of the live tensors, and of rows
+Found = tuple[torch.Tensor, Blocks]  # [live tensors, reductions], and per bucket [rows, reductions]
 
 
 def step(now: Now, launch: Launch) -> None:
@@ -44,11 +44,12 @@ def step(now: Now, launch: Launch) -> None:
     begin(now, launch)
     for stages, sums, deciders in launch.plan:
         found = collected(now, sums, launch.run(now, stages, sums))
-        if now.recipe.skip_nonfinite and sums:  # finite gradients may still overflow in a sum: then no number moves
+        if now.recipe.skip_nonfinite and sums:  # finite gradients may overflow in a sum: nothing changes from then on
             bad = (~torch.isfinite(found[0])).sum(dtype=torch.float64)
             now.go_on_if(reduce.over_shards(bad, now.shard_group) == 0)
         for role, verb in deciders:
-            for part in dict.fromkeys(parts.get(role) for parts in now.recipe.variants.values()):  # alike on all ranks
+            # in one order on all ranks, since decisions may have collectives
+            for part in dict.fromkeys(parts.get(role) for parts in now.recipe.variants.values()):
                 if hasattr(part, verb):
                     decide(now, part, role, verb, sums, found, role in launch.in_numpy)
 
@@ -91,7 +92,7 @@ def begin(now: Now, launch: Launch) -> None:
 
 def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
     """The reductions of a sweep over all ranks that hold shards: [live tensors, reductions], and per bucket [rows,
-    reductions] if the recipe has decisions of rows. 0 in a group whose lr is a tensor of 0: it is not there."""
+    reductions] if the recipe has decisions of rows. Tensors of a group whose lr is a tensor of 0 give 0 to all."""
     ones = [one for of_role in sums.values() for one in of_role]
     if not ones:
         return torch.zeros((sum(len(bucket.params) for bucket in now.buckets), 0)), [
@@ -109,7 +110,7 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
 
 
 def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> torch.Tensor:
-    """The reductions of tensors from those of their rows, of which a shard may have none."""
+    """The reductions of tensors from those of their rows; a shard without rows gives 0."""
     rows = block.split([row_count(local(p)) for p in bucket.params])
     largest = torch.tensor([one.kind == "max" for one in ones], device=block.device)
     found = [torch.where(largest, torch.cat([t, t.new_zeros(1, len(ones))]).amax(0), t.sum(0)) for t in rows]
@@ -141,7 +142,7 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
 
 
 def _added(frame: ScalarFrame, columns: list[tuple[Reduced, Any]]) -> Iterator[Any]:
-    """Reductions over this process's tensors, and over the ranks if each holds others: in one collective."""
+    """Reductions over this process's tensors, and in one collective over the ranks if these hold different tensors."""
     values = [column.max() if one.kind == "max" and len(column) else column.sum() for one, column in columns]
     if frame.now.shard_group is None or not values:
         return iter(values)
