@@ -231,7 +231,7 @@ def test_two_points_without_the_word() -> None:
         def enter(self, x: Place) -> None:
             x.p = x.p / 2.0
 
-    with pytest.raises(TypeError, match=r"^TwoPoints: it has 'leave' and 'enter' and must give 'modes'"):
+    with pytest.raises(TypeError, match=r"^TwoPoints: it must give 'modes' if and only if it has 'leave' and 'enter'"):
         built(iterate=TwoPoints())
 
 
@@ -798,3 +798,20 @@ def test_a_late_gradient_with_decay_of_weights_that_moved() -> None:
     with pytest.raises(TypeError, match=r"^Lion cannot use Mechanic with Coupled: decay the weights"):
         built(direction=directions.Lion(), iterate=iterates.Mechanic(), decay=Coupled(0.1))
     assert built(direction=directions.Lion(), iterate=iterates.Mechanic(), decay=Decoupled(0.1))
+
+
+@pytest.mark.parametrize(("scope", "letter"), [("row", "t"), ("row", "rho"), ("group", "rho"), ("model", "rho")])
+def test_letters_that_a_decision_of_some_scopes_has_not(scope: str, letter: str) -> None:
+    rule = type("Reading", (type(deciding(letter)),), {"scope": scope})()
+    with pytest.raises(AttributeError, match=f"letter '{letter}' does not exist here"):
+        built(step_size=rule)
+
+
+def test_rho_is_kept_for_directions_that_correct_only() -> None:
+    class Weighed(Rate):
+        def size(self, x: Place) -> tuple[Any, Any]:
+            return x.lr / x.rho, x.lr
+
+    assert built(direction=directions.Momentum(correct=True), step_size=Weighed())
+    with pytest.raises(AttributeError, match="letter 'rho' does not exist here: the sum of the weights in m"):
+        built(direction=directions.Momentum(), step_size=Weighed())

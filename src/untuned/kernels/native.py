@@ -90,7 +90,7 @@ class NumbaWriter(Writer):
         if q.op == "load":
             loaded = f"{self.stream(args[0])}[i]"
             return f"float_of({loaded})" if self.dtypes[args[0]] == "bfloat16" else f"T({loaded})"
-        if q.op == "row":
+        if q.op == "scalar":
             return f"table[t, {self.column(args[0])}]"
         if q.op == "sum":
             return f"partial[:, {args[0]}].{q.args[1]}()"

@@ -151,7 +151,7 @@ class TritonWriter(Writer):
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
             return f"tl.load({self.stream(args[0])} + i{{mask}}).to(tl.{self.arithmetic})"
-        if q.op == "row":
+        if q.op == "scalar":
             return f"tl.load(scalars + {self.column(args[0])})"
         if q.op == "const":
             return f"tl.full((), float('{args[0]!r}'), tl.float64)"

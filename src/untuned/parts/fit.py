@@ -17,7 +17,7 @@ from untuned.parts.place import Parts
 WORDS = {
     "average": "one scalar weight per past gradient",
     "diagonal": "a diagonal scale D that the direction divides by",
-    "weighted": "weights of the step size inside its averages",
+    "weighted": "weights of the step size inside the direction's averages",
     "gradient": "u is the current gradient",
     "sum": "m adds up all past gradients",
     "from_start": "the step is taken from the starting point",
@@ -68,7 +68,7 @@ def _check_verbs(part: Part) -> None:
         if verb in kind.verbs and hasattr(part, verb) and not hasattr(part, partner):
             raise TypeError(f"{part.name}: it has {verb!r} and no {partner!r}, without which it does nothing. Add it.")
     if isinstance(part, Iterate) and hasattr(part, "leave") != ("modes" in part.gives):
-        raise TypeError(f"{part.name}: it has 'leave' and 'enter' and must give 'modes', or none of them.")
+        raise TypeError(f"{part.name}: it must give 'modes' if and only if it has 'leave' and 'enter'.")
     for said, words in (("gives", part.gives), ("needs", part.needs), ("lacks", part.lacks)):
         if unknown := sorted({*words} - WORDS.keys()):
             near = difflib.get_close_matches(unknown[0], WORDS, n=1) or WORDS
@@ -87,7 +87,8 @@ def _classes(part: Part, word: str) -> list[str]:
     while todo:
         for cls in todo.pop().__subclasses__():
             todo.append(cls)
-            found += [cls.__name__] if not inspect.isabstract(cls) and word in _class_gives(cls) else []
+            ours = cls.__module__.startswith("untuned.") and not inspect.isabstract(cls)
+            found += [cls.__name__] if ours and word in _class_gives(cls) else []
     return sorted(found)
 
 

@@ -65,7 +65,7 @@ class Frame:
     `stage` says which, in the words of the first entry of `LETTERS`.
     """
 
-    stage: ClassVar[str] = "sweeps"
+    where: ClassVar[str] = "sweeps"
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -85,7 +85,7 @@ class Frame:
     def read(self, part: Part, name: str) -> Any:
         if name == "top" and part.scope != "model" and name not in part.letters:
             name = "lr"
-        letter, letter_of = part.letters.get(name), "x" if self.stage == "sweeps" else "c"
+        letter, letter_of = part.letters.get(name), "x" if self.where == "sweeps" else "c"
         if isinstance(letter, Slot):
             if callable(letter.shape) and self.at[1] != "reform":
                 raise AttributeError(f"{part.name}: x.{name} has a shape of its own: only 'reform' may read it.")
@@ -98,7 +98,7 @@ class Frame:
             return self.signal(letter.key)
         if name in LETTERS:
             where, read, meaning = LETTERS[name]
-            if where not in ("", self.stage):
+            if where not in ("", self.where):
                 hint = "measure" if hasattr(part, "measure") or not hasattr(part, "look") else "look"
                 hint = f" ({meaning}); return what {hint!r} sums of it" if letter_of == "c" else f" ({meaning})"
                 raise AttributeError(f"{part.name}: {letter_of}.{name} exists only in {where}{hint}.")
@@ -143,7 +143,7 @@ class Frame:
 
     def engine(self, name: str) -> Any:
         """A letter that the engine knows: p, given, rho, t, k, top, loss, ids."""
-        raise AttributeError(f"x.{name} does not exist here.")
+        raise AttributeError(f"the letter {name!r} does not exist here: {LETTERS[name][2]}.")
 
     def old(self) -> Frame:
         """The frame with the slots as they were before this sweep."""

@@ -144,7 +144,7 @@ def guard_stage(recipe: Recipe) -> Stage:
 class _Decision(TraceFrame):
     """A decision of one tensor, whose numbers are symbols."""
 
-    stage = "'decide'"
+    where = "'decide'"
 
     def number(self, part: Part, declared: Number) -> Any:
         if declared.size:
@@ -191,7 +191,7 @@ def _moved_ahead(
     (now, rate), (then, rate_then) = (moved(Symbol("load", "p"), before) for before in ([], decided))
     if all(same(value, then.stores[key]) for key, value in now.stores.items()):
         return Program({}, {}), []
-    rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "row"}
+    rows = {leaf.args[0] for leaf in leaves(now.stores.values()) if leaf.op == "scalar"}
     numbers = {n.key: n for part in decided for n in part.numbers().values()}
     changed = sorted(row for row in rows if row[0] in BEFORE and row[1] in numbers)
     direction = leaves([Symbol.lift(TraceFrame(recipe, parts, zeros).read(iterate, "u"))])

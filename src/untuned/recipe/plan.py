@@ -80,11 +80,11 @@ class DryFrame(Frame):
     Their values are those of a group, or those that the part was built with.
     """
 
-    stage = "'decide'"
+    where = "'decide'"
 
     def __init__(self, parts: Parts, ones: Callable[[int], Any], group: dict[str, Any] | None = None) -> None:
         super().__init__(parts)
-        self.ones, self.group = ones, group
+        self.ones, self.group, self.scope = ones, group, "model"
         self.read_keys: list[tuple[Part, str]] = []
 
     def number(self, part: Part, declared: Number) -> Any:
@@ -103,6 +103,8 @@ class DryFrame(Frame):
         return self.ones(1)
 
     def engine(self, name: str) -> Any:
+        if (self.scope == "row" and name == "t") or (self.scope != "tensor" and name == "rho"):
+            return super().engine(name)
         return torch.zeros(1, dtype=torch.int64) if name == "ids" else self.ones(1)
 
     def write(self, part: Part, name: str, value: Any) -> None:
@@ -112,6 +114,7 @@ class DryFrame(Frame):
 def _dry_run(parts: Parts, role: str, ones: Callable[[int], Any]) -> DryFrame:
     """The decisions of a part on ones."""
     frame, part = DryFrame(parts, ones), parts[role]
+    frame.scope = part.scope
     if decision := getattr(part, "decide", None):
         decision(frame.place(role), *(ones(1) for _ in range(len(inspect.signature(decision).parameters) - 1)))
     return frame

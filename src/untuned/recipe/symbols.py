@@ -18,7 +18,7 @@ ARITHMETIC = {"+", "-", "*", "/", "**", "<", "<=", ">", ">=", "==", "&", "neg"}
 FUNCTIONS = {"sqrt", "cbrt", "exp", "log", "tanh", "min", "max", "abs", "where", "round"}  # round: to the dtype of p
 OPERATIONS = ARITHMETIC | FUNCTIONS
 
-LEAVES = ("load", "row", "const", "sum")  # sum: of a tensor, in a decision
+LEAVES = ("load", "scalar", "const", "sum")  # sum: of a tensor, in a decision
 BEFORE = {"number": "before", "each": "each_before", "row": "row_before"}  # kinds of columns of numbers
 _NEUTRAL = {"+": 0.0, "-": 0.0, "*": 1.0, "/": 1.0}
 

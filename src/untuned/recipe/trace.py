@@ -44,18 +44,18 @@ class TraceFrame(Frame):
     def number(self, part: Part, declared: Number) -> Any:
         if part in self.early:
             return self.number_before(part, declared)
-        return Symbol("row", (_kind(part, declared), declared.key, None))
+        return Symbol("scalar", (_kind(part, declared), declared.key, None))
 
     def number_before(self, part: Part, declared: Number) -> Any:
-        return Symbol("row", (BEFORE[_kind(part, declared)], declared.key, None))
+        return Symbol("scalar", (BEFORE[_kind(part, declared)], declared.key, None))
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
         if letter.key in self.zeros:
             return Symbol("const", 0.0)
-        return Symbol("row", ("hyper", letter.key, letter.index))
+        return Symbol("scalar", ("hyper", letter.key, letter.index))
 
     def signal(self, key: str) -> Any:
-        return Symbol("row", ("signal", key, None))
+        return Symbol("scalar", ("signal", key, None))
 
     def engine(self, name: str) -> Any:
         if name == "p":
@@ -63,11 +63,10 @@ class TraceFrame(Frame):
         if name == "given":
             g = Symbol("load", "g")
             g = g.call("neg", g) if self.recipe.maximize else g
-            return (
-                g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.recipe.clip_grad_norm is not None else g
-            )
-        if name in ("t", "rho", "k", "top"):
-            return Symbol("row", (name, name, None))
+            clips = self.recipe.clip_grad_norm is not None
+            return g.call("*", g, Symbol("scalar", ("clip", "clip", None))) if clips else g
+        if name in ("t", "k", "top") or (name == "rho" and self.recipe.corrects(self.parts)):
+            return Symbol("scalar", (name, name, None))
         return super().engine(name)
 
     def old(self) -> Frame:

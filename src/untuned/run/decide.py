@@ -28,7 +28,7 @@ class ScalarFrame(Frame):
     `in_numpy`: as NumPy's, in the same memory, since an operation on these costs less than one of torch's.
     """
 
-    stage = "'decide'"
+    where = "'decide'"
 
     def __init__(self, now: Now, role: str, buckets: list[Bucket], in_numpy: bool) -> None:
         super().__init__(buckets[0].parts)
@@ -36,9 +36,9 @@ class ScalarFrame(Frame):
         self.part = self.parts[role]
         self.in_numpy = in_numpy and all(device.type == "cpu" for device in (now.device, *(b.device for b in buckets)))
         self.group = buckets[0].group
-        self.on = self.native(now.on_any(buckets))
+        self.on = self.as_held(now.on_any(buckets))
 
-    def native(self, value: Any) -> Any:
+    def as_held(self, value: Any) -> Any:
         return value.numpy() if self.in_numpy and isinstance(value, torch.Tensor) else value
 
     def _counts(self) -> list[int]:
@@ -48,11 +48,11 @@ class ScalarFrame(Frame):
         return [len(bucket.params) for bucket in self.buckets]
 
     def _on_rows(self) -> Any:
-        return self.native(self.now.on_rows(self.buckets, self._counts()))
+        return self.as_held(self.now.on_rows(self.buckets, self._counts()))
 
     def number(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.fresh.get(declared.key, self.native(self.group[declared.key]))
+            return self.fresh.get(declared.key, self.as_held(self.group[declared.key]))
         held = self._per_tensor(declared.key)
         if self.part.scope == "model" and any(isinstance(b.group["lr"], torch.Tensor) for b in self.buckets):
             held = where(self._on_rows(), held, 0.0)  # a tensor that rests is not in the model
@@ -60,36 +60,36 @@ class ScalarFrame(Frame):
 
     def number_before(self, part: Part, declared: Number) -> Any:
         if not part.per_tensor(declared):
-            return self.native(self.now.before[id(self.group["params"])][declared.key])
-        return self.native(joined([b.before[declared.key].to(self.now.device) for b in self.buckets]))
+            return self.as_held(self.now.before[id(self.group["params"])][declared.key])
+        return self.as_held(joined([b.before[declared.key].to(self.now.device) for b in self.buckets]))
 
     def total(self, local: Any) -> Any:
         group = self.now.shard_group
-        return self.native(reduce.over_shards(torch.as_tensor(local), group)) if group else local
+        return self.as_held(reduce.over_shards(torch.as_tensor(local), group)) if group else local
 
     def hyper(self, part: Part, letter: Hyper) -> Any:
-        return self.native(hyper(self.group, letter))
+        return self.as_held(hyper(self.group, letter))
 
     def signal(self, key: str) -> Any:
-        return self.native(self.now.signals[key])
+        return self.as_held(self.now.signals[key])
 
     def engine(self, name: str) -> Any:
         if name == "k" or (name == "t" and self.part.scope == "model"):
-            return self.native(self.group["steps"])
+            return self.as_held(self.group["steps"])
         if name == "top":
-            return self.native(self.now.top)
+            return self.as_held(self.now.top)
         if name == "loss" and self.now.loss is not None:
-            return self.native(self.now.loss)
+            return self.as_held(self.now.loss)
         if name == "ids" and self.now.ids is not None:
             return self.now.ids
         if name == "t" and self.part.scope in ("tensor", "group"):
-            steps = self.native(joined([b.t.to(self.now.device) for b in self.buckets]))
+            steps = self.as_held(joined([b.t.to(self.now.device) for b in self.buckets]))
             return (
                 steps
                 if self.part.scope == "tensor"
                 else steps.max()
                 if len(steps)
-                else self.native(self.group["steps"])
+                else self.as_held(self.group["steps"])
             )
         if name == "rho" and self.part.scope == "tensor":
             return self._per_tensor("rho")
@@ -97,7 +97,7 @@ class ScalarFrame(Frame):
 
     def _per_tensor(self, key: str) -> Any:
         held = self.fresh.get(key)
-        return self.native(joined([b.number(key).to(self.now.device) for b in self.buckets])) if held is None else held
+        return self.as_held(joined([b.number(key).to(self.now.device) for b in self.buckets])) if held is None else held
 
     def write(self, part: Part, name: str, value: Any) -> None:
         key = self.written(part, name, Number)
@@ -115,11 +115,11 @@ class ScalarFrame(Frame):
         """Change the numbers, in place; until then what the decision has read stays as it was."""
         for key, value in self.fresh.items():
             if key in self.group:
-                self.native(self.group[key])[...] = value
+                self.as_held(self.group[key])[...] = value
                 for group in self.now.groups if self.part.scope == "model" else ():
                     if self.part in self.now.recipe.of(group).values():
                         group[key] = self.group[key]
             first = 0
             for b in self.buckets if key not in self.group else ():
                 for held in [b.numbers[key]] if key in b.numbers else [local(state[key]) for state in b.states]:
-                    self.native(held)[...] = value[first : (first := first + len(held))]
+                    self.as_held(held)[...] = value[first : (first := first + len(held))]

@@ -133,7 +133,7 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
                 continue
             frame = ScalarFrame(now, role, [now.buckets[i] for i in mine], in_numpy)
             values = joined([blocks[i] for i in mine])
-            columns = [frame.native(values)[:, first + j] for j in range(len(ones))]
+            columns = [frame.as_held(values)[:, first + j] for j in range(len(ones))]
             apart = [one.each or part.scope in ("tensor", "row") for one in ones]
             added = _added(frame, [(one, c) for one, c, each in zip(ones, columns, apart, strict=True) if not each])
             here = (column if each else next(added) for column, each in zip(columns, apart, strict=True))
@@ -147,4 +147,4 @@ def _added(frame: ScalarFrame, columns: list[tuple[Reduced, Any]]) -> Iterator[A
     if frame.now.shard_group is None or not values:
         return iter(values)
     packed, ones = torch.stack([torch.as_tensor(value) for value in values]), [one for one, _ in columns]
-    return iter(frame.native(reduce.over_shards(packed, frame.now.shard_group, ones)))
+    return iter(frame.as_held(reduce.over_shards(packed, frame.now.shard_group, ones)))

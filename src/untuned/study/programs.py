@@ -59,7 +59,7 @@ class Text(Writer):
     def expression(self, q: Symbol, args: tuple[Any, ...]) -> str:
         if q.op == "load":
             return f"load {args[0]}"
-        if q.op == "row":
+        if q.op == "scalar":
             kind, key, position = args[0]
             name = key if position is None else f"{key}[{position}]"
             return f"{name} before the step" if kind.endswith("before") else name
