@@ -33,12 +33,16 @@ def compose(
     Raises `TypeError` in one sentence if the parts do not fit together.
 
     >>> import torch, untuned
-    >>> from untuned.directions import TAM
+    >>> from untuned.directions import TAM, Adam, Muon
     >>> from untuned.iterates import Mechanic
     >>> from untuned.step_sizes import Fixed, MoMo
     >>> w = torch.nn.Parameter(torch.ones(3))
     >>> optimizer = untuned.compose([w], direction=TAM(), step_size=Fixed(1.0), iterate=Mechanic())
     >>> optimizer = untuned.compose([w], around=[untuned.around.RandomScaling(), untuned.around.Project()])
+    >>> matrix, bias = torch.nn.Linear(3, 2).parameters()
+    >>> groups = [{"params": [matrix], "label": "matrices"}, {"params": [bias], "label": "rest"}]
+    >>> directions = {"matrices": Muon(momentum=0.9), "rest": Adam()}                  # one MoMo step for both
+    >>> optimizer = untuned.compose(groups, directions, MoMo(lr=1e-2))
     >>> untuned.compose([w], direction=TAM(), step_size=MoMo())
     Traceback (most recent call last):
         ...
