@@ -406,7 +406,11 @@ def test_state_is_that_of_a_run_of_our_own(package, name, shape):
     native = untuned.create(params, name, lr=50.0, **shape)
     walk(native, params, range(20))
     for p, q in zip(params, optimizer.state, strict=True):
-        torch.testing.assert_close(optimizer.state[q], native.state[p], rtol=1e-10, atol=1e-10)
+        held, wanted = dict(optimizer.state[q]), dict(native.state[p])
+        for one in (held, wanted):  # at whichever weights mx was taken: what lasts is the average of <g, p>
+            if "model_offset" in one:
+                one["model_offset"] = one["model_offset"] - one.pop("mx")
+        torch.testing.assert_close(held, wanted, rtol=1e-10, atol=1e-10)
     for key in ("steps", "loss_avg", "weights", "lower_bound"):
         torch.testing.assert_close(optimizer.param_groups[0][key], native.param_groups[0][key], rtol=1e-10, atol=1e-10)
 
