@@ -16,23 +16,13 @@ import torch
 
 from untuned._version import __version__
 from untuned.memory import checkpoint, slots
-from untuned.memory.buckets import (
-    Bucket,
-    device_of,
-)
+from untuned.memory.buckets import Bucket, device_of
 from untuned.memory.now import Now
 from untuned.optimizer import groups
 from untuned.optimizer.inputs import Inputs
 from untuned.optimizer.metrics import Watch
 from untuned.optimizer.options import EngineOptions
-from untuned.parts.kinds import (
-    Direction,
-    GradientTransform,
-    Iterate,
-    StepSize,
-    StepTransform,
-    WeightDecay,
-)
+from untuned.parts.kinds import Direction, GradientTransform, Iterate, StepSize, StepTransform, WeightDecay
 from untuned.recipe.recipe import Group, Recipe, variants_of
 from untuned.run import launch
 from untuned.run.modes import switch
@@ -170,6 +160,7 @@ class Optimizer(torch.optim.Optimizer):
         with before, after:
             super().load_state_dict(state_dict)
 
+    @torch.inference_mode(False)
     def reset(self, params: Any = None) -> None:
         """Forget what was learned about some parameters, or about all (None): their next step is like a first one.
 
@@ -304,6 +295,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ what people see
 
+    @torch.inference_mode(False)
     def metrics(self) -> dict[str, float]:
         """Numbers worth logging, read from the device in one go when called.
 

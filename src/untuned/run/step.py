@@ -94,9 +94,8 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
     reductions] if the recipe has decisions of rows. 0 in a group whose lr is a tensor of 0: it is not there."""
     ones = [one for of_role in sums.values() for one in of_role]
     if not ones:
-        return torch.zeros((sum(len(bucket.params) for bucket in now.buckets), 0)), [
-            block.to(now.device) for block in blocks
-        ]
+        count = sum(len(bucket.params) for bucket in now.buckets)
+        return torch.zeros((count, 0)), [block.to(now.device) for block in blocks]
     for i, bucket in enumerate(now.buckets):
         if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
             blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
