@@ -66,7 +66,7 @@ def test_one_part_twice_in_a_list() -> None:
 
 
 def test_none_is_no_label() -> None:
-    with pytest.raises(TypeError, match="of which none is None"):
+    with pytest.raises(TypeError, match="none of them None"):
         untuned.compose(labelled(net(), rest=None), {"matrices": Muon(), None: Adam()})
     with pytest.raises(ValueError, match=r"the 'label' of a group must be one of 'matrices', 'rest', not \['rest'\]"):
         untuned.compose(labelled(net(), rest=["rest"]), {"matrices": Muon(), "rest": Adam()})

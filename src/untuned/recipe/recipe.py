@@ -163,7 +163,7 @@ def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
         if role in ("step_size", "iterate") or not (same and value):
             raise TypeError(
                 f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and all "
-                f"dicts have the same labels, of which none is None; this one has {', '.join(map(repr, value)) or 'none'}."
+                f"dicts have the same labels, none of them None; this one has {', '.join(map(repr, value)) or 'none'}."
             )
     variants: dict[Any, dict[str, Any]] = {}
     for label in next(iter(partitions.values()), {None: None}):
