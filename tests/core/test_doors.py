@@ -12,6 +12,7 @@ import untuned
 from untuned.around import Project, RandomScaling
 from untuned.directions import Adam, Gradient, Muon
 from untuned.gradients import AdaRem
+from untuned.parts import GradientTransform, Place, norm1, number, signal
 from untuned.step_sizes import Fixed
 
 
@@ -103,3 +104,33 @@ def test_groups_in_another_order_are_told_by_their_labels() -> None:
     other = untuned.compose(labelled(model)[::-1], {"matrices": Muon(), "rest": Adam()})
     with pytest.raises(ValueError, match="a group is labelled 'matrices' in this checkpoint, not 'rest'"):
         other.load_state_dict(optimizer.state_dict())
+
+
+def test_a_scope_that_does_not_exist() -> None:
+    class OfRows(GradientTransform):
+        scope = "rows"
+        sum = number(0.0, key="row_sum")
+
+        def look(self, x: Place) -> Any:
+            return norm1(x.g)
+
+        def decide(self, c: Place, of_row: Any) -> None:
+            c.sum = of_row
+
+        def gradient(self, x: Place, g: Any) -> Any:
+            return g / x.sum
+
+    with pytest.raises(TypeError, match="OfRows: scope must be one of 'model', 'group', 'tensor', 'row', not 'rows'"):
+        untuned.compose(net().parameters(), gradient=[OfRows()])
+
+
+@pytest.mark.parametrize("key", ["loss", "sample_ids", "closure"])
+def test_a_signal_with_the_name_of_what_a_step_takes_anyway(key: str) -> None:
+    class Scaled(GradientTransform):
+        factor = signal(key)
+
+        def gradient(self, x: Place, g: Any) -> Any:
+            return x.factor * g
+
+    with pytest.raises(TypeError, match=rf"Scaled: step\(\) has a '{key}' already"):
+        untuned.compose(net().parameters(), gradient=[Scaled()])

@@ -63,9 +63,8 @@ class TraceFrame(Frame):
         if name == "given":
             g = Symbol("load", "g")
             g = g.call("neg", g) if self.recipe.maximize else g
-            return (
-                g.call("*", g, Symbol("row", ("clip", "clip", None))) if self.recipe.clip_grad_norm is not None else g
-            )
+            clip = Symbol("row", ("clip", "clip", None))
+            return g if self.recipe.clip_grad_norm is None else g.call("*", g, clip)
         if name in ("t", "rho", "k", "top"):
             return Symbol("row", (name, name, None))
         return super().engine(name)

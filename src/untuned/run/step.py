@@ -122,11 +122,8 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
     blocks = of_rows if part.scope == "row" else table.split([len(bucket.params) for bucket in now.buckets])
     with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
         for group in [None] if part.scope == "model" else now.groups:
-            mine = [
-                i
-                for i, b in enumerate(now.buckets)
-                if b.parts.get(role) is part and (group is None or b.group is group)
-            ]
+            here = (i for i, b in enumerate(now.buckets) if group is None or b.group is group)
+            mine = [i for i in here if now.buckets[i].parts.get(role) is part]
             if not mine:
                 continue
             frame = ScalarFrame(now, role, [now.buckets[i] for i in mine], in_numpy)
@@ -134,8 +131,8 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
             columns = [frame.native(values)[:, first + j] for j in range(len(ones))]
             apart = [one.each or part.scope in ("tensor", "row") for one in ones]
             added = _added(frame, [(one, c) for one, c, each in zip(ones, columns, apart, strict=True) if not each])
-            here = (column if each else next(added) for column, each in zip(columns, apart, strict=True))
-            getattr(part, verb)(frame.place(role), *here)
+            given = (column if each else next(added) for column, each in zip(columns, apart, strict=True))
+            getattr(part, verb)(frame.place(role), *given)
             frame.commit()
 
 
