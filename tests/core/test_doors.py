@@ -66,6 +66,12 @@ def test_one_part_twice_in_a_list() -> None:
     untuned.compose(labelled(net()), around={"matrices": [Project(), scaling], "rest": [scaling]})
 
 
+@pytest.mark.parametrize("role", ["direction", "decay", "gradient", "around"])
+def test_a_partition_without_labels(role: str) -> None:
+    with pytest.raises(TypeError, match=f"{role} cannot be divided by labels like this: .*; this one has none."):
+        untuned.compose(net().parameters(), **{role: {}})
+
+
 def test_none_is_no_label() -> None:
     with pytest.raises(TypeError, match="none of them None"):
         untuned.compose(labelled(net(), rest=None), {"matrices": Muon(), None: Adam()})
