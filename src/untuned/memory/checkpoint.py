@@ -40,6 +40,11 @@ def check_loadable(recipe: Recipe, ours: Groups, state_dict: Any) -> None:
                 f"{name}: another method saved this checkpoint, {method}, not {recipe.method}. "
                 f"Load it into the optimizer that saved it."
             )
+    for group, here in zip(groups, ours, strict=False):  # first, since the state follows from it
+        if group.get("label") != here.get("label"):
+            raise ValueError(
+                f"{name}: a group is labelled {group.get('label')!r} in this checkpoint, not {here.get('label')!r}."
+            )
     elsewhere = (
         ""
         if any("method" in group for group in groups)
@@ -75,10 +80,6 @@ def check_loadable(recipe: Recipe, ours: Groups, state_dict: Any) -> None:
             for key in (key for key in part.hypers() if key in group):
                 check(part.name, part.fields[key], group[key])
         check_flag(name, "training", group.get("training", True))
-        if group.get("label") != here.get("label"):
-            raise ValueError(
-                f"{name}: a group is labelled {group.get('label')!r} in this checkpoint, not {here.get('label')!r}."
-            )
         for key in sorted(number_keys(recipe, here) & group.keys()):
             _check_saved(f"{name}: {key!r} of a group", group[key], here[key])
 

@@ -49,7 +49,7 @@ def without_torch_options(recipe: Recipe, given: dict[str, Any]) -> dict[str, An
 
 def complete(recipe: Recipe, groups: list[Group], group: Group, options: set[str]) -> Group:
     """A new group with the options that it leaves out; raises `TypeError` or `ValueError` if one does not fit."""
-    if None not in recipe.variants and group.get("label") not in recipe.variants:
+    if None not in recipe.variants and group.get("label") not in [*recipe.variants]:
         raise ValueError(
             f"{recipe.title}: the 'label' of a group must be one of {', '.join(map(repr, recipe.variants))}, not "
             f"{group.get('label')!r}: it says which parts serve the group."

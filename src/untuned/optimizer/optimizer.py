@@ -160,6 +160,7 @@ class Optimizer(torch.optim.Optimizer):
         with before, after:
             super().load_state_dict(state_dict)
 
+    @torch.inference_mode(False)
     def reset(self, params: Any = None) -> None:
         """Forget what was learned about some parameters, or about all (None): their next step is like a first one.
 
@@ -294,6 +295,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ what people see
 
+    @torch.inference_mode(False)
     def metrics(self) -> dict[str, float]:
         """Numbers worth logging, read from the device in one go when called.
 

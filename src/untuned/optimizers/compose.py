@@ -50,5 +50,13 @@ def compose(
 differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, \
 DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM.
     """
-    parts = direction or Adam(), step_size or Fixed(), iterate or Plain(), decay or Decoupled()
-    return Optimizer(params, *parts, gradient=gradient or (), around=around or (), **engine)
+    return Optimizer(
+        params,
+        Adam() if direction is None else direction,
+        step_size or Fixed(),
+        iterate or Plain(),
+        Decoupled() if decay is None else decay,
+        gradient=() if gradient is None else gradient,
+        around=() if around is None else around,
+        **engine,
+    )

@@ -28,6 +28,7 @@ WORDS = {
     "decays_p": "weight decay of the parameters, not of their gradient",
     "modes": "holds different points in training and in evaluation",
 }
+SCOPES = ("model", "group", "tensor", "row")
 RESERVED_STATE = {"step", "rho"}
 RESERVED_GROUP = {"params", "param_names", "steps", "skipped", "training", "method", "initial_lr", "label"}
 
@@ -69,6 +70,10 @@ def _check_verbs(part: Part) -> None:
             raise TypeError(f"{part.name}: it has {verb!r} and no {partner!r}, without which it does nothing. Add it.")
     if isinstance(part, Iterate) and hasattr(part, "leave") != ("modes" in part.gives):
         raise TypeError(f"{part.name}: it must give 'modes' if and only if it has 'leave' and 'enter'.")
+    if part.scope not in SCOPES:
+        raise TypeError(f"{part.name}: scope must be one of {', '.join(map(repr, SCOPES))}, not {part.scope!r}.")
+    if wrong := sorted({key for key, _ in part.signals()} & {"closure", "loss", "sample_ids"}):
+        raise TypeError(f"{part.name}: step() has a {wrong[0]!r} already, so it is no name of a signal. Rename it.")
     for said, words in (("gives", part.gives), ("needs", part.needs), ("lacks", part.lacks)):
         if unknown := sorted({*words} - WORDS.keys()):
             near = difflib.get_close_matches(unknown[0], WORDS, n=1) or WORDS

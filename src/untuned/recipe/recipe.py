@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,8 +80,9 @@ class Recipe:
     def written(self, name: Any) -> str:
         """The parts joined by their names; those that differ between labels in braces."""
         found: list[str] = []
-        for role in dict.fromkeys(role for parts in self.variants.values() for role in parts):
-            names = {label: name(parts[role]) for label, parts in self.variants.items() if role in parts}
+        variants = dict(sorted(self.variants.items(), key=lambda one: str(one[0])))  # however a dict was written
+        for role in dict.fromkeys(role for parts in variants.values() for role in parts):
+            names = {label: name(parts[role]) for label, parts in variants.items() if role in parts}
             same = len({*names.values()}) == 1 and len(names) == len(self.variants)
             found.append(
                 next(iter(names.values()))
@@ -158,10 +159,11 @@ def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
     """The parts by label and role, from one part, list of transforms or dict of such for each role."""
     partitions = {role: value for role, value in given.items() if isinstance(value, Mapping)}
     for role, value in partitions.items():
-        if role in ("step_size", "iterate") or {*value} != {*next(iter(partitions.values()))} or not value:
+        same = {*value} == {*next(iter(partitions.values()))} and None not in value
+        if role in ("step_size", "iterate") or not (same and value):
             raise TypeError(
-                f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and "
-                f"all dicts have the same labels; this one has {', '.join(map(repr, value)) or 'none'}."
+                f"{role} cannot be divided by labels like this: the step size and the iterate are one for all, and all "
+                f"dicts have the same labels, none of them None; this one has {', '.join(map(repr, value)) or 'none'}."
             )
     variants: dict[Any, dict[str, Any]] = {}
     for label in next(iter(partitions.values()), {None: None}):
@@ -169,9 +171,13 @@ def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
         for role, value in given.items():
             mine = value[label] if role in partitions else value
             kind = (ROLES | CHAINS)[role]
+            if role in CHAINS and not isinstance(mine, Sequence):
+                raise TypeError(f"{role} must be a list of {kind.__name__} parts, not {mine!r}.")
             chain = {f"{role} {i}": one for i, one in enumerate(mine, start=1)} if role in CHAINS else {role: mine}
             for name, part in chain.items():
                 if not isinstance(part, kind):
                     raise TypeError(f"{name} must be a {kind.__name__} part, not {part!r}.")
-            parts |= chain
+                if part in parts.values():
+                    raise TypeError(f"{name} is the {part.name} that stands before it already. Give another one.")
+                parts[name] = part
     return variants

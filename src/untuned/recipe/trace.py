@@ -63,8 +63,8 @@ class TraceFrame(Frame):
         if name == "given":
             g = Symbol("load", "g")
             g = g.call("neg", g) if self.recipe.maximize else g
-            clips = self.recipe.clip_grad_norm is not None
-            return g.call("*", g, Symbol("scalar", ("clip", "clip", None))) if clips else g
+            clip = Symbol("scalar", ("clip", "clip", None))
+            return g if self.recipe.clip_grad_norm is None else g.call("*", g, clip)
         if name in ("t", "k", "top") or (name == "rho" and self.recipe.corrects(self.parts)):
             return Symbol("scalar", (name, name, None))
         return super().engine(name)

@@ -84,13 +84,9 @@ class ScalarFrame(Frame):
             return self.now.ids
         if name == "t" and self.part.scope in ("tensor", "group"):
             steps = self.as_held(joined([b.t.to(self.now.device) for b in self.buckets]))
-            return (
-                steps
-                if self.part.scope == "tensor"
-                else steps.max()
-                if len(steps)
-                else self.as_held(self.group["steps"])
-            )
+            if self.part.scope == "tensor":
+                return steps
+            return steps.max() if len(steps) else self.as_held(self.group["steps"])
         if name == "rho" and self.part.scope == "tensor":
             return self._per_tensor("rho")
         return super().engine(name)

@@ -95,9 +95,8 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
     reductions] if the recipe has decisions of rows. Tensors of a group whose lr is a tensor of 0 give 0 to all."""
     ones = [one for of_role in sums.values() for one in of_role]
     if not ones:
-        return torch.zeros((sum(len(bucket.params) for bucket in now.buckets), 0)), [
-            block.to(now.device) for block in blocks
-        ]
+        count = sum(len(bucket.params) for bucket in now.buckets)
+        return torch.zeros((count, 0)), [block.to(now.device) for block in blocks]
     for i, bucket in enumerate(now.buckets):
         if bucket.on is not None and isinstance(bucket.group["lr"], torch.Tensor):
             blocks[i] = torch.where(bucket.on, blocks[i], torch.zeros_like(blocks[i]))
@@ -124,11 +123,8 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
     blocks = of_rows if part.scope == "row" else table.split([len(bucket.params) for bucket in now.buckets])
     with np.errstate(all="ignore"):  # as torch has it: what is not finite is not written
         for group in [None] if part.scope == "model" else now.groups:
-            mine = [
-                i
-                for i, b in enumerate(now.buckets)
-                if b.parts.get(role) is part and (group is None or b.group is group)
-            ]
+            here = (i for i, b in enumerate(now.buckets) if group is None or b.group is group)
+            mine = [i for i in here if now.buckets[i].parts.get(role) is part]
             if not mine:
                 continue
             frame = ScalarFrame(now, role, [now.buckets[i] for i in mine], in_numpy)
@@ -136,8 +132,8 @@ def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, 
             columns = [frame.as_held(values)[:, first + j] for j in range(len(ones))]
             apart = [one.each or part.scope in ("tensor", "row") for one in ones]
             added = _added(frame, [(one, c) for one, c, each in zip(ones, columns, apart, strict=True) if not each])
-            here = (column if each else next(added) for column, each in zip(columns, apart, strict=True))
-            getattr(part, verb)(frame.place(role), *here)
+            given = (column if each else next(added) for column, each in zip(columns, apart, strict=True))
+            getattr(part, verb)(frame.place(role), *given)
             frame.commit()
 
 
