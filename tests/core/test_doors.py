@@ -12,7 +12,7 @@ import untuned
 from untuned.around import Project, RandomScaling
 from untuned.directions import Adam, Gradient, Muon
 from untuned.gradients import AdaRem
-from untuned.parts import GradientTransform, Place, norm1, number, signal
+from untuned.parts import GradientTransform, Place, hyper, norm1, number, signal
 from untuned.step_sizes import Fixed
 
 
@@ -140,3 +140,34 @@ def test_a_signal_with_the_name_of_what_a_step_takes_anyway(key: str) -> None:
 
     with pytest.raises(TypeError, match=rf"Scaled: step\(\) has a '{key}' already"):
         untuned.compose(net().parameters(), gradient=[Scaled()])
+
+
+def test_a_label_that_was_changed_to_one_that_no_recipe_has() -> None:
+    model = net()
+    optimizer = untuned.compose(labelled(model), {"matrices": Muon(), "rest": Adam()})
+    train(optimizer, model, range(1))
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[1]["label"] = "typo"
+    with pytest.raises(ValueError, match="the 'label' of a group must be one of 'matrices', 'rest', not 'typo'"):
+        train(optimizer, model, range(1, 2))
+    optimizer.param_groups[1]["label"] = "rest"
+    assert optimizer.state_dict()["state"][1]["step"] == before["state"][1]["step"] == 1
+
+
+def test_a_vector_of_each_row() -> None:
+    class Vectors(GradientTransform):
+        scope = "row"
+        betas: tuple[float, ...] = hyper(default=(0.9, 0.99), within="[0, 1)")
+        f = number(1.0, size="betas")
+
+        def look(self, x: Place) -> Any:
+            return norm1(x.g)
+
+        def decide(self, c: Place, size: Any) -> None:
+            c.f = size
+
+        def gradient(self, x: Place, g: Any) -> Any:
+            return g
+
+    with pytest.raises(TypeError, match="Vectors: a number of each row, 'f', cannot be a vector"):
+        untuned.compose(net().parameters(), Gradient(), Fixed(), gradient=[Vectors()])

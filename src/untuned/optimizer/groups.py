@@ -49,11 +49,6 @@ def without_torch_options(recipe: Recipe, given: dict[str, Any]) -> dict[str, An
 
 def complete(recipe: Recipe, groups: list[Group], group: Group, options: set[str]) -> Group:
     """A new group with the options that it leaves out; raises `TypeError` or `ValueError` if one does not fit."""
-    if None not in recipe.variants and group.get("label") not in [*recipe.variants]:
-        raise ValueError(
-            f"{recipe.title}: the 'label' of a group must be one of {', '.join(map(repr, recipe.variants))}, not "
-            f"{group.get('label')!r}: it says which parts serve the group."
-        )
     parts = recipe.of(group).values()
     fixed = {key: getattr(recipe, key) for key in OPTIONS}
     hypers = {k: v for part in parts for k, v in part.hypers().items()}
@@ -95,8 +90,9 @@ def complete(recipe: Recipe, groups: list[Group], group: Group, options: set[str
 
 def check_shared(recipe: Recipe, groups: list[Group]) -> None:
     """Refuse options that one decision for the whole model reads and that differ between groups."""
+    served = [(group, recipe.of(group).values()) for group in groups]
     for part, key in recipe.shared:
-        first, *rest = [group for group in groups if part in recipe.of(group).values()] or [{key: None}]
+        first, *rest = [group for group, parts in served if part in parts] or [{key: None}]
         for group in rest:
             one, other = first[key], group[key]
             if one is not other and one != other:

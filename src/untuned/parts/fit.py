@@ -72,6 +72,8 @@ def _check_verbs(part: Part) -> None:
         raise TypeError(f"{part.name}: it must give 'modes' if and only if it has 'leave' and 'enter'.")
     if part.scope not in SCOPES:
         raise TypeError(f"{part.name}: scope must be one of {', '.join(map(repr, SCOPES))}, not {part.scope!r}.")
+    if vectors := [n.key for n in part.numbers().values() if n.size and part.scope == "row"]:
+        raise TypeError(f"{part.name}: a number of each row, {vectors[0]!r}, cannot be a vector (size=).")
     if wrong := sorted({key for key, _ in part.signals()} & {"closure", "loss", "sample_ids"}):
         raise TypeError(f"{part.name}: step() has a {wrong[0]!r} already, so it is no name of a signal. Rename it.")
     for said, words in (("gives", part.gives), ("needs", part.needs), ("lacks", part.lacks)):

@@ -70,7 +70,14 @@ class Recipe:
 
     def of(self, group: Group) -> Parts:
         """The parts that serve a group."""
-        return self.parts if len(self.variants) == 1 else self.variants[group["label"]]
+        if None in self.variants:
+            return self.parts
+        if (label := group.get("label")) not in [*self.variants]:
+            raise ValueError(
+                f"{self.title}: the 'label' of a group must be one of {', '.join(map(repr, self.variants))}, not "
+                f"{label!r}: it says which parts serve the group."
+            )
+        return self.variants[label]
 
     @functools.cached_property
     def method(self) -> str:
