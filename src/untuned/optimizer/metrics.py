@@ -62,7 +62,7 @@ class Watch:
         for by, text in texts.items():
             if text and by not in self.advised:
                 self.advised.add(by)
-                warnings.warn(text, stacklevel=3)
+                warnings.warn(text, stacklevel=4)  # the caller of metrics(), behind its decorator
         return {key: values[key] for key in found}
 
 
