@@ -124,10 +124,10 @@ def _of_each(now: Now, bucket: Bucket, kind: str, key: str) -> torch.Tensor:
         value = bucket.before[key] if kind.endswith("before") else bucket.number(key)
     if not now.recipe.by_rows or kind.startswith("row"):
         return value
-    counts = [row_count(local(p)) for p in bucket.params]
-    spread = value.repeat_interleave(torch.tensor(counts, device=value.device))
+    spread = value[bucket.owners]  # made when tensors are arranged: nothing is sent to a GPU here
     if kind != "noise":
         return spread
+    counts = [row_count(local(p)) for p in bucket.params]
     lengths = torch.tensor(
         [local(p).numel() // n for p, n in zip(bucket.params, counts, strict=True) for _ in range(n)]
     )

@@ -132,6 +132,7 @@ class Bucket:
     begun: bool = False  # whether all have surely taken a step
     scratch: list[dict[str, torch.Tensor]] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=lambda: [0])  # of each tensor's reductions: one, or one per row
+    owners: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))  # the tensor of each row
 
     def number(self, key: str) -> torch.Tensor:
         """A number of all tensors: a row for each, or for each row of each in this process."""
@@ -197,6 +198,7 @@ def arrange(live: list[Live], recipe: Recipe, groups: list[Group], states: State
             here[key].source[1].append(place)
         buckets += here.values()
     for bucket in buckets:
-        counts = (row_count(local(p)) if recipe.by_rows else 1 for p in bucket.params)
+        counts = [row_count(local(p)) if recipe.by_rows else 1 for p in bucket.params]
         bucket.ends = list(accumulate(counts, initial=0))
+        bucket.owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(bucket.device)
     return buckets

@@ -62,7 +62,7 @@ class Place:
 class Frame:
     """Resolves names for one tensor (scalars, and streams: one value per element) or for one `decide` (scalars only).
 
-    `stage` says which, in the words of the first entry of `LETTERS`.
+    `where` says which, in the words of the first entry of `LETTERS`.
     """
 
     where: ClassVar[str] = "sweeps"
@@ -208,11 +208,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "m": ("sweeps", _average, "the direction's average of gradients"),
     "u": ("sweeps", _verb("direction", "unit"), "the direction; evaluated anew at every mention, with fresh slots"),
     "scale": ("sweeps", _verb("direction", "scale", default=1.0), "the diagonal D in u = m / D"),
-    "factor": (
-        "",
-        _verb("direction", "factor", default=1.0),
-        "the direction's bias correction as a factor of the step",
-    ),
+    "factor": ("", _verb("direction", "factor", default=1.0), "the whole bias correction as a factor of the step"),
     "keep": ("", _verb("direction", "weight", 0), "m <- keep m + take g"),
     "take": ("", _verb("direction", "weight", 1), "m <- keep m + take g"),
     "a": ("", _verb("step_size", "gradient_factors", 0, 1.0), "the step size's factor of g in m"),

@@ -16,20 +16,25 @@ from untuned.memory.buckets import Bucket, joined
 from untuned.parts.math import Reduced
 
 
+def by_kind(ones: Sequence[Reduced], added: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """Of values [..., reductions], sums for some and maxima for others, those that were asked for.
+
+    A maximum over ranks may overlook a NaN, a sum does not.
+    """
+    largest = torch.where(added.isnan(), added, largest)
+    return torch.stack([(largest if one.kind == "max" else added)[..., j] for j, one in enumerate(ones)], -1)
+
+
 def over_groups(values: torch.Tensor, groups: tuple[Any, ...], ones: Sequence[Reduced] = ()) -> torch.Tensor:
     """Values [..., reductions] of this rank, reduced over process groups, each reduction in its kind."""
     if not groups:
         return values
-    added, largest = values.clone(), values.clone()
-    maxima = [one.kind == "max" for one in ones]
+    added, largest, maxima = values.clone(), values.clone(), any(one.kind == "max" for one in ones)
     for group in groups:
         dist.all_reduce(added, group=group)
-        if any(maxima):
+        if maxima:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    if not any(maxima):
-        return added
-    taken = torch.tensor(maxima, device=values.device) & ~added.isnan()  # a maximum over ranks may overlook a NaN
-    return torch.where(taken, largest, added)
+    return by_kind(ones, added, largest) if maxima else added
 
 
 def gather(

@@ -111,9 +111,10 @@ def collected(now: Now, sums: Sums, blocks: Blocks) -> Found:
 def _of_tensors(bucket: Bucket, ones: list[Reduced], block: torch.Tensor) -> torch.Tensor:
     """The reductions of tensors from those of their rows; a shard without rows gives 0."""
     rows = block.split([row_count(local(p)) for p in bucket.params])
-    largest = torch.tensor([one.kind == "max" for one in ones], device=block.device)
-    found = [torch.where(largest, torch.cat([t, t.new_zeros(1, len(ones))]).amax(0), t.sum(0)) for t in rows]
-    return torch.stack(found) if found else block
+    if not rows:
+        return block
+    largest = torch.stack([torch.cat([t, t.new_zeros(1, len(ones))]).amax(0) for t in rows])
+    return reduce.by_kind(ones, torch.stack([t.sum(0) for t in rows]), largest)
 
 
 def decide(now: Now, part: Any, role: str, verb: str, sums: Sums, found: Found, in_numpy: bool) -> None:
