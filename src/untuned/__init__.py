@@ -6,6 +6,7 @@ from untuned.migration import migrate
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizers import (
     ALIG,
+    AMMSGD,
     MADGRAD,
     MDA,
     MOTAPS,
@@ -19,6 +20,8 @@ from untuned.optimizers import (
     Adam,
     AdamW,
     AdamWScheduleFree,
+    AdaptiveHeavyBall,
+    AdaptiveHeavyBallAdam,
     AdaTAM,
     AdaTAMW,
     DAdaptAdaGrad,
@@ -53,6 +56,7 @@ from untuned.registry import names as list  # noqa: F401  (not in __all__: a sta
 
 __all__ = [
     "ALIG",
+    "AMMSGD",
     "MADGRAD",
     "MDA",
     "MOTAPS",
@@ -68,6 +72,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamWScheduleFree",
+    "AdaptiveHeavyBall",
+    "AdaptiveHeavyBallAdam",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",

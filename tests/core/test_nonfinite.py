@@ -17,6 +17,8 @@ PROPORTIONAL = {
     "mirror_madgrad",
     "sp",  # and without a cap it goes far on a small gradient
     "sgd",
+    "ahb_sgd",
+    "am_msgd",
     "sgdf",
     "tam",
     "tam of the group",

@@ -70,6 +70,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "madgrad": {"lr": 0.02},
     "mirror_madgrad": {"lr": 0.02},
     "mda": {"lr": 0.3},
+    "ahb_adam": {"lr": 0.02},
+    "ahb_sgd": {"lr": 0.05},
+    "am_msgd": {"lr": 0.05},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.02},
 }

@@ -59,6 +59,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
     "mirror_madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
     "mda": {"lr": 0.1, "weight_decay": 0.01},
+    "ahb_adam": {"lr": 0.02, "weight_decay": 0.1},
+    "ahb_sgd": {"lr": 0.05, "weight_decay": 0.01},
+    "am_msgd": {"lr": 0.05, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
 }
@@ -229,6 +232,9 @@ BYTES = {
     "adatam": 36,
     "sp": 16,
     "sps": 16,
+    "ahb_adam": 40,
+    "ahb_sgd": 32,
+    "am_msgd": 28,
     "sgdf": 28,
     "sngm": 24,
 }

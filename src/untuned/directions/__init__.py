@@ -3,6 +3,7 @@
 from untuned.directions.adagrad import AdaGrad, CubeRoot, DiagonalGradaGrad
 from untuned.directions.adam import Adam
 from untuned.directions.adan import Adan
+from untuned.directions.adaptive_momentum import AdaptiveAdam, AdaptiveMemory
 from untuned.directions.dual_average import AdaGradDA, CubeRootDA, DualAverage
 from untuned.directions.gradient import Gradient
 from untuned.directions.lion import Lion
@@ -22,6 +23,8 @@ __all__ = [
     "AdaTAM",
     "Adam",
     "Adan",
+    "AdaptiveAdam",
+    "AdaptiveMemory",
     "CubeRoot",
     "CubeRootDA",
     "DiagonalGradaGrad",

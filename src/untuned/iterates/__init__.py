@@ -1,5 +1,6 @@
 """Iterates: what the parameters hold."""
 
+from untuned.iterates.adaptive_heavy_ball import AdaptiveHeavyBall
 from untuned.iterates.from_start import FromStart
 from untuned.iterates.gpa import GPA
 from untuned.iterates.mechanic import Mechanic
@@ -13,6 +14,7 @@ from untuned.iterates.schedule_free import ScheduleFree
 
 __all__ = [
     "GPA",
+    "AdaptiveHeavyBall",
     "FromStart",
     "Mechanic",
     "Mechanize",

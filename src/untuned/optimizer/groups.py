@@ -33,9 +33,8 @@ def listed(params: Any) -> list[Any]:
 def is_frozen(group: Group) -> bool:
     """Whether lr is surely 0; a device would have to be waited for."""
     lr = group["lr"]
-    return (
-        lr.device.type == "cpu" and bool(lr.detach().double().numpy() == 0) if isinstance(lr, torch.Tensor) else lr == 0
-    )
+    known = lr.detach().double().numpy() if isinstance(lr, torch.Tensor) and lr.is_cpu else lr
+    return not isinstance(known, torch.Tensor) and bool(known == 0)
 
 
 def without_torch_options(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:

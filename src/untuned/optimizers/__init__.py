@@ -6,11 +6,13 @@ from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
 from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, GradaGrad, MirrorMADGRAD
+from untuned.optimizers.heavy_ball import AMMSGD, AdaptiveHeavyBall, AdaptiveHeavyBallAdam
 from untuned.optimizers.momo import MoMo, MoMoAdam
 from untuned.optimizers.polyak import ALIG, MOTAPS, SP, SPS, TAPS, DecSPS, ProxSPS
 
 __all__ = [
     "ALIG",
+    "AMMSGD",
     "MADGRAD",
     "MDA",
     "MOTAPS",
@@ -26,6 +28,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamWScheduleFree",
+    "AdaptiveHeavyBall",
+    "AdaptiveHeavyBallAdam",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",

@@ -47,8 +47,8 @@ def compose(
     Traceback (most recent call last):
         ...
     TypeError: MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor \
-differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, \
-DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM.
+differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, \
+AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM.
     """
     return Optimizer(
         params,

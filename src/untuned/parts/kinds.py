@@ -5,6 +5,10 @@ verb (helpers begin with an underscore). A class that can be used as a part is n
 these classes or in abstract ones between. Verbs use the functions of `untuned.parts.math`, since what they see are
 tensors, symbols or, in `decide`, also NumPy's numbers. A value that `decide` has read does not change when it writes
 that number; reading the number again gives the new value. In the lists below, verbs in brackets may be left out.
+
+`watch` and `record` are for sums that nothing in this step waits for, so that they cost no pass over memory: a gradient
+transform's are taken with its first sweep, those of a direction or an iterate behind the move (x.old.p is where p was).
+`record` is a decision on them at the end of that sweep, whose numbers the next step reads.
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -22,25 +26,27 @@ from untuned.parts.place import Place
 
 ADVICE = ("caution", "advice", "refuse")  # no verbs: they return a sentence or None (see `Part`)
 WRITERS = ("look", "accumulate", "reform", "measure", "move", "leave", "enter", "remember")  # may store to slots
-PARTNERS = {"look": "decide", "measure": "decide", "leave": "enter", "enter": "leave"}  # verb: what it needs beside it
+PARTNERS = {"look": "decide", "measure": "decide", "watch": "record", "leave": "enter", "enter": "leave"}
+WATCHED = ("watch", "record", *ADVICE)
+UNTRACED = ("reform", "decide", "record", *ADVICE)
 
 
 class GradientTransform(Part):
     """Turns the gradient into another one before the weight decay and the direction see it.
 
-    Verbs: [look, decide] [accumulate] gradient [remember]. `gradient(x, g)`: the new gradient; x.g of its other verbs
-    is the gradient that comes in.
+    Verbs: [look, decide] [accumulate] gradient [watch, record] [remember]. `gradient(x, g)`: the new gradient;
+    x.g of its other verbs is the gradient that comes in.
     """
 
-    verbs: ClassVar[tuple[str, ...]] = ("look", "decide", "accumulate", "gradient", "remember", *ADVICE)
+    verbs: ClassVar[tuple[str, ...]] = ("look", "decide", "accumulate", "gradient", "remember", *WATCHED)
 
     @abc.abstractmethod
     def gradient(self, x: Place, g: Any) -> Any: ...
 
 
 class Direction(Part):
-    """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] [reform] unit [remember], and
-    [scale] [bias] [factor] [average].
+    """Turns gradients into a direction u. Verbs: [look, decide] [weight] [accumulate] [reform] unit
+    [watch, record] [remember], and [scale] [bias] [factor] [average].
 
     `weight(x) -> keep, take`: the scalars of m <- keep m + take g; it reads x.k, not x.t, so that one pair holds for
     the whole model and its losses. `reform(x)`: matrix math, with any function of torch, on letters that are whole
@@ -53,7 +59,7 @@ class Direction(Part):
 
     verbs: ClassVar[tuple[str, ...]] = (
         *("look", "decide", "weight", "accumulate", "reform", "unit", "remember"),
-        *("scale", "bias", "factor", "average", *ADVICE),
+        *("scale", "bias", "factor", "average", *WATCHED),
     )
 
     @abc.abstractmethod
@@ -96,14 +102,14 @@ class StepTransform(Part):
 
 
 class Iterate(Part):
-    """What the parameters hold; the only writer of x.p. Verbs: [point] [measure, decide] move, [leave, enter]
-    [effective].
+    """What the parameters hold; the only writer of x.p. Verbs: [point] [measure, decide] move
+    [watch, record], [leave, enter] [effective].
 
     `point(x)`: x.w, the point of the distance and of the model of the loss that step sizes measure, if it is not x.p.
     `leave(x)` puts the point to evaluate into x.p, `enter(x)` the point to train from.
     """
 
-    verbs: ClassVar[tuple[str, ...]] = ("point", "measure", "decide", "move", "leave", "enter", "effective", *ADVICE)
+    verbs: ClassVar[tuple[str, ...]] = ("point", "measure", "decide", "move", "leave", "enter", "effective", *WATCHED)
     wants_size: ClassVar[bool] = False  # its `measure` reads x.size
     decays_w: ClassVar[bool] = False  # the weights that decay are x.w, not x.p
     affine: ClassVar[bool] = False  # the new x.p is affine in the old one and in x.size * x.u

@@ -222,6 +222,7 @@ LETTERS: dict[str, tuple[str, Read, str]] = {
     "k": ("", _engine("k"), "steps the model has taken, from 1"),
     "top": ("", _engine("top"), "the largest lr of all groups in the scope of the part"),
     "loss": ("'decide'", _engine("loss"), "the loss of the step"),
+    "clip": ("'decide'", _engine("clip"), "what clipping multiplies the gradients by"),
     "ids": ("'decide'", _engine("ids"), "the numbers of the samples in the batch"),
     "old": ("sweeps", _old, "the same with slots from before this sweep"),
 }

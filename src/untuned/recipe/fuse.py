@@ -26,7 +26,7 @@ from typing import Any
 
 from untuned.parts import fit
 from untuned.parts.declare import Number
-from untuned.parts.kinds import ADVICE, WRITERS
+from untuned.parts.kinds import UNTRACED, WRITERS
 from untuned.parts.part import Part
 from untuned.parts.place import Frame, Parts
 from untuned.recipe.plan import Plan, Verbs
@@ -34,7 +34,6 @@ from untuned.recipe.recipe import Recipe
 from untuned.recipe.symbols import BEFORE, Column, Program, Symbol, Zeros, leaves, same
 from untuned.recipe.trace import Body, Sums, TraceFrame, body, guard, trace
 
-MOVE = ("iterate", "move")
 DECAYS = (frozenset[str](), frozenset({"weight_decay"}))  # what programs take as 0: the second if it is 0 everywhere
 
 
@@ -65,16 +64,16 @@ def stages(recipe: Recipe, parts: Parts, plan: Plan) -> list[list[Stage]]:
     served = [tuple([v for v in verbs if hasattr(parts.get(v[0]), v[1])] for verbs in sweep) for sweep in plan]
     found = [[_of_verbs(recipe, parts, part) for part in _split(verbs)] for verbs, _ in served]
     for here, (_, deciders) in zip(found, served, strict=True):
-        for role, _ in deciders:
-            _check_count(parts, role, len(here[-1].sums.get(role, [])) if here else 0)
+        for role, verb in deciders:
+            _check_count(parts, role, verb, sum(len(stage.sums.get(role, [])) for stage in here))
     late = [role for role, verb in served[-1][0] if verb == "remember" and not parts["decay"].decoupled]
     stores = [stage.program(DECAYS[0]).stores for of in found[:-1] for stage in of if late and stage.program]
     if any("p" in keys for keys in stores):  # x.g would hold the decay of weights that have moved
         names = [parts[role].name for role in (late[0], "iterate", "decay")]
         raise TypeError(f"{names[0]} cannot use {names[1]} with {names[2]}: decay the weights, as Decoupled does.")
     verbs, deciders = served[-2] if len(served) > 1 else ([], [])
-    last = served[-1][0]
-    joins = last[0] == MOVE and len(found) > 1 and len(found[-2]) == 1 and found[-2][0].program
+    last, before = served[-1][0], found[-2] if len(found) > 1 else []
+    joins = {verb for _, verb in last} <= {"move", "remember"} and [bool(s.program) for s in before] == [True]
     decided = [parts[role] for role, _ in deciders]
     ahead = [one for zeros in DECAYS if joins and (one := _moved_ahead(recipe, parts, last, decided, zeros))]
     if len(ahead) == len(DECAYS):
@@ -100,7 +99,7 @@ def _check_letters(recipe: Recipe, parts: Parts) -> None:
         checked = copy.copy(part)
         for key in part.hypers():
             setattr(checked, key, OptionOfGroups())
-        for verb in (v for v in fit.kind_of(part).verbs if hasattr(part, v) and v not in ("decide", "reform", *ADVICE)):
+        for verb in (v for v in fit.kind_of(part).verbs if hasattr(part, v) and v not in UNTRACED):
             frame = TraceFrame(recipe, parts | {role: checked})
             frame.reads_only, frame.at = verb not in WRITERS, (role, verb)
             others = [Symbol("load", "g")] * (len(inspect.signature(getattr(part, verb)).parameters) - 1)
@@ -126,13 +125,14 @@ def _of_verbs(recipe: Recipe, parts: Parts, by_kernels: Verbs, by_reference: Ver
     return Stage(body(by_reference or by_kernels), traced if every == 1 else None, traced(DECAYS[0]).sums, every=every)
 
 
-def _check_count(parts: Parts, role: str, given: int) -> None:
-    if (takes := len(inspect.signature(parts[role].decide).parameters) - 1) != given:
+def _check_count(parts: Parts, role: str, by: str, given: int) -> None:
+    if (takes := len(inspect.signature(getattr(parts[role], by)).parameters) - 1) != given:
         name, verb = parts[role].name, "look" if role.split()[0] in ("direction", "gradient") else "measure"
+        verb = "watch" if by == "record" else verb
         sums, these = f"{takes} sum" + "s" * (takes != 1), f"{given} sum" + "s" * (given != 1)
         if not hasattr(parts[role], verb):
-            raise TypeError(f"{name}: its 'decide' takes {sums} and there is no {verb!r}. Add it.")
-        raise TypeError(f"{name}: its {verb!r} returns {these} and its 'decide' takes {takes}. They must be as many.")
+            raise TypeError(f"{name}: its {by!r} takes {sums} and there is no {verb!r}. Add it.")
+        raise TypeError(f"{name}: its {verb!r} returns {these} and its {by!r} takes {takes}. They must be as many.")
 
 
 def guard_stage(recipe: Recipe) -> Stage:

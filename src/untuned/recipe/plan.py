@@ -34,7 +34,8 @@ def plan(variants: Iterable[Parts]) -> Plan:
     to a later part, which may read what is decided; else with the decisions on the first sums that are measured; and
     before the last sweep if nothing is measured. What is remembered of the gradient goes back along the chain, since
     each transform reads those before it. Kernels join the move with the sweep before it where the decisions in between
-    change nothing that it reads, or seldom do.
+    change nothing that it reads, or seldom do. What is watched runs with the sweep that a gradient transform begins, or
+    behind the move, and is recorded after the decisions on the other sums of that sweep.
     """
     variants = list(variants)
     roles = sorted({role for parts in variants for role in parts}, key=lambda r: (ROLES.index(r.split()[0]), r))
@@ -49,8 +50,10 @@ def plan(variants: Iterable[Parts]) -> Plan:
         if role in looks:
             sweeps.append(([*body, (role, "look")], [(role, "decide")]))
             body = []
-        body += [(role, verb) for verb in ("accumulate", "reform") if role in having(verb)]
-    move = [("iterate", "move"), *((role, "remember") for role in reversed(having("remember")))]
+        first = ("accumulate", "reform") if role == "direction" else ("watch", "accumulate")
+        body += [(role, verb) for verb in first if role in having(verb)]
+    late = [(role, "watch") for role in ("direction", "iterate") if role in having("watch")]
+    move = [("iterate", "move"), *late, *((role, "remember") for role in reversed(having("remember")))]
     waiting = [role for role in decides if role not in looks]  # for the first sums of what is measured, if anything is
     slices = any(parts["step_size"].every > 1 for parts in variants)
     if slices and body and measures:  # its measure sees other elements than the rest
@@ -71,7 +74,8 @@ def plan(variants: Iterable[Parts]) -> Plan:
         body, waiting = [], [r for r in waiting if r not in (*ready, *mine)]
     if waiting:
         sweeps.append(([], [(r, "decide") for r in waiting]))
-    return [*sweeps, ([*body, *move], [])]
+    sweeps.append(([*body, *move], []))
+    return [(verbs, [*deciders, *((r, "record") for r, v in verbs if v == "watch")]) for verbs, deciders in sweeps]
 
 
 class DryFrame(Frame):
@@ -115,7 +119,7 @@ def _dry_run(parts: Parts, role: str, ones: Callable[[int], Any]) -> DryFrame:
     """The decisions of a part on ones."""
     frame, part = DryFrame(parts, ones), parts[role]
     frame.scope = part.scope
-    if decision := getattr(part, "decide", None):
+    for decision in (getattr(part, verb) for verb in ("decide", "record") if hasattr(part, verb)):
         decision(frame.place(role), *(ones(1) for _ in range(len(inspect.signature(decision).parameters) - 1)))
     return frame
 

@@ -76,17 +76,12 @@ class ScalarFrame(Frame):
     def engine(self, name: str) -> Any:
         if name == "k" or (name == "t" and self.part.scope == "model"):
             return self.as_held(self.group["steps"])
-        if name == "top":
-            return self.as_held(self.now.top)
-        if name == "loss" and self.now.loss is not None:
-            return self.as_held(self.now.loss)
-        if name == "ids" and self.now.ids is not None:
-            return self.now.ids
+        if name in ("top", "clip", "loss", "ids") and (value := getattr(self.now, name)) is not None:
+            return self.as_held(value)
         if name == "t" and self.part.scope in ("tensor", "group"):
             steps = self.as_held(joined([b.t.to(self.now.device) for b in self.buckets]))
-            if self.part.scope == "tensor":
-                return steps
-            return steps.max() if len(steps) else self.as_held(self.group["steps"])
+            longest = steps.max() if len(steps) else self.as_held(self.group["steps"])
+            return steps if self.part.scope == "tensor" else longest
         if name == "rho" and self.part.scope == "tensor":
             return self._per_tensor("rho")
         return super().engine(name)
