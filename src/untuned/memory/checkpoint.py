@@ -45,11 +45,8 @@ def check_loadable(recipe: Recipe, ours: Groups, state_dict: Any) -> None:
             raise ValueError(
                 f"{name}: a group is labelled {group.get('label')!r} in this checkpoint, not {here.get('label')!r}."
             )
-    elsewhere = (
-        ""
-        if any("method" in group for group in groups)
-        else " If another package saved it, go on with untuned.migrate(optimizer, state_dict)."
-    )
+    own_kind = any("method" in group for group in groups)
+    elsewhere = "" if own_kind else " If another package saved it, go on with untuned.migrate(optimizer, state_dict)."
     ids = [i for group in groups for i in group["params"]]
     if len({*ids}) < len(ids):
         raise ValueError(f"{name}: 'params' of this checkpoint names a parameter twice. It is not one that was saved.")

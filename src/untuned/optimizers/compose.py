@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from untuned.directions import Adam
 from untuned.iterates import Plain
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
-from untuned.parts import Direction, GradientTransform, Iterate, StepSize, StepTransform, WeightDecay
+from untuned.parts import Direction, Iterate, StepSize, WeightDecay
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Decoupled
 
@@ -20,15 +20,13 @@ def compose(
     step_size: StepSize | None = None,
     iterate: Iterate | None = None,
     decay: WeightDecay | Mapping[str, WeightDecay] | None = None,
-    gradient: Sequence[GradientTransform] | Mapping[str, Sequence[GradientTransform]] | None = None,
-    around: Sequence[StepTransform] | Mapping[str, Sequence[StepTransform]] | None = None,
     **engine: Unpack[EngineOptions],
 ) -> Optimizer:
     """An optimizer from parts; what is left out is Adam, Fixed, Plain and Decoupled, with no transforms.
 
-    `gradient` is a list of transforms of the gradient and `around` one of transforms of the plain step, each of which
-    turns what those before it made. All but the step size and the iterate may be a dict from labels to such parts or
-    lists: a group with `label` is then served by those of its label.
+    Of the options that all optimizers take, `gradient` is a list of transforms of the gradient and `around` one of
+    transforms of the plain step, each of which turns what those before it made. All but the step size and the iterate
+    may be a dict from labels to such parts or lists: a group with `label` is then served by those of its label.
 
     Raises `TypeError` in one sentence if the parts do not fit together.
 
@@ -56,7 +54,5 @@ AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, DualAverage, Gradient, Momen
         step_size or Fixed(),
         iterate or Plain(),
         Decoupled() if decay is None else decay,
-        gradient=() if gradient is None else gradient,
-        around=() if around is None else around,
         **engine,
     )

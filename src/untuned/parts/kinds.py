@@ -26,7 +26,8 @@ from untuned.parts.place import Place
 
 ADVICE = ("caution", "advice", "refuse")  # no verbs: they return a sentence or None (see `Part`)
 WRITERS = ("look", "accumulate", "reform", "measure", "move", "leave", "enter", "remember")  # may store to slots
-PARTNERS = {"look": "decide", "measure": "decide", "watch": "record", "leave": "enter", "enter": "leave"}
+PAIRS = {"watch": "record", "leave": "enter"}
+PARTNERS = PAIRS | {b: a for a, b in PAIRS.items()} | {"look": "decide", "measure": "decide"}  # verb: what it needs
 WATCHED = ("watch", "record", *ADVICE)
 UNTRACED = ("reform", "decide", "record", *ADVICE)
 

@@ -158,8 +158,7 @@ class Recipe:
 
     @property
     def every(self) -> int:
-        rule: StepSize = self.parts["step_size"]
-        return rule.every
+        return self.parts["step_size"].every
 
 
 def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
