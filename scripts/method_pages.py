@@ -2,6 +2,8 @@
 
     python scripts/method_pages.py [--check]
 
+and the number of methods in README.md.
+
 Everything on a page comes from the class and its parts (signature, docstrings, declarations), from the registry, from
 docs/methods/study.csv and, where those are silent, from docs/methods/notes.toml. `--check` writes nothing and exits
 with 1 if a page is stale.
@@ -32,6 +34,7 @@ from untuned.study import tasks
 from untuned.study.charts import decades
 
 OUT = Path(__file__).parents[1] / "docs" / "methods"
+README = Path(__file__).parents[1] / "README.md"
 ROLES = {"direction": "Direction", "step_size": "Step size", "iterate": "Iterate", "decay": "Weight decay"}
 REQUIRED = {"samples": 1000}  # options without a default
 _WRITTEN = "<!-- Written by scripts/method_pages.py: change the docstrings, the registry or notes.toml instead. -->"
@@ -385,9 +388,18 @@ def publish(pages: dict[Path, str], check: bool, leftovers: Sequence[Path] = ())
     return int(check and bool(stale or leftovers))
 
 
+def counted(readme: str) -> str:
+    """README with the number of methods that there are."""
+    text, times = re.subn(r"(?<=\*\*Methods\*\*, )\d+(?= of them)", str(len(untuned.list())), readme)
+    if times != 1:
+        raise ValueError("README.md should say '**Methods**, N of them' once")
+    return text
+
+
 def main(arguments: Sequence[str]) -> int:
     written = pages()
-    return publish(written, "--check" in arguments, sorted(set(OUT.glob("*.md")) - written.keys()))
+    leftovers = sorted(set(OUT.glob("*.md")) - written.keys())
+    return publish(written | {README: counted(README.read_text())}, "--check" in arguments, leftovers)
 
 
 if __name__ == "__main__":
