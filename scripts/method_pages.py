@@ -1,8 +1,6 @@
-"""Write docs/methods/NAME.md for every method, and docs/methods/index.md.
+"""Write docs/methods/NAME.md for every method, docs/methods/index.md, and the number of methods in README.md.
 
     python scripts/method_pages.py [--check]
-
-and the number of methods in README.md.
 
 Everything on a page comes from the class and its parts (signature, docstrings, declarations), from the registry, from
 docs/methods/study.csv and, where those are silent, from docs/methods/notes.toml. `--check` writes nothing and exits
