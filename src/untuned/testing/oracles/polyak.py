@@ -1,8 +1,8 @@
-"""Stochastic Polyak steps: SPS, DecSPS, ProxSPS, SP, ALI-G, TAPS and MOTAPS.
+"""Stochastic Polyak steps: SPS, DecSPS, ProxSPS, SP, ALI-G, TAPS and MOTAPS, and their relative NGN.
 
-All are Polyak's step on f + <g, y - x> in the norm in which a group whose lr is a fraction of the largest is shorter by
-its root: one number ``theta``, or ``q``, multiplies every lr. But for ProxSPS the decay is coupled: the loss and the
-gradient are then those of f + weight_decay / 2 * ||x||^2.
+All measure ||g||^2 in the norm in which a group whose lr is a fraction of the largest is shorter by its root: one
+number ``theta``, or ``q``, multiplies every lr. All but NGN are Polyak's step on f + <g, y - x> there. But for ProxSPS
+the decay is coupled: the loss and the gradient are then those of f + weight_decay / 2 * ||x||^2.
 """
 
 from collections.abc import Sequence
@@ -225,6 +225,40 @@ def motaps(
 
 
 taps = partial(motaps, target_lr=0.0)
+
+
+def ngn(
+    x0: list[Array],
+    problem: Problem,
+    steps: int,
+    *,
+    lr: float = 1.0,
+    momentum: float = 0.0,
+    lb: float = 0.0,
+    weight_decay: float = 0.0,
+    groups: Groups = None,
+    schedule: Schedule = None,
+) -> Result:
+    """NGN: the step c / (1 + c ||g||^2 / (2 (f - lb))), always below its cap lr = c, and 0 where f is at the bound.
+
+    With ``momentum`` this is the step of z, and x <- momentum x + (1 - momentum) z: a heavy ball with the step's share
+    1 - momentum (NGN-M, recalled). Scalar: ``theta``, the fraction of lr.
+    """
+    x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
+    z = list(x)
+    iterates, rows = [], []
+    for k in range(1, steps + 1):
+        f, grads = problem(x, k)
+        moving = _moving(rates[k])
+        f, g = _penalised(f, grads, x, decay, moving)
+        slope = sum(eta * _dot(g[i], g[i]) for i, eta in moving)
+        theta = 1 / (1 + slope / (2 * (f - lb))) if f > lb else 0.0
+        for i, eta in moving:
+            z[i] = z[i] - theta * eta * g[i]
+            x[i] = momentum * x[i] + (1 - momentum) * z[i]
+        iterates.append(list(x))
+        rows.append({"theta": theta})
+    return iterates, _columns(rows)
 
 
 def _penalised(
