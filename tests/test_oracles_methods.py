@@ -428,21 +428,21 @@ def test_am_msgd_is_as_published(penalty):
         expected.append([x])
     ours, scalars = oracles.am_msgd(START, logistic, 30, penalty=penalty)
     assert_same(ours, expected)
-    np.testing.assert_allclose(scalars["theta"], [0.0, *((np.array(betas) + penalty) / (1 + penalty))], rtol=1e-10)
+    np.testing.assert_allclose(scalars["kept"], [0.0, *((np.array(betas) + penalty) / (1 + penalty))], rtol=1e-10)
     assert sum(0 < b < 0.9 for b in betas) > 5
 
 
 def test_am_msgd_of_a_gradient_that_turns_around_keeps_a_quarter():
     _, scalars = oracles.am_msgd([np.zeros(2)], given([1.0, 2.0], [-1.0, -2.0]), 2)
-    assert scalars["theta"] == [0.0, 0.25]
+    assert scalars["kept"] == [0.0, 0.25]
 
 
 def test_am_msgd_on_constant_gradients_is_sgd():
     ours, scalars = oracles.am_msgd(START, lambda x, k: (0.0, NOISE[0]), 20)
     assert_same(ours, oracles.sgd(START, lambda x, k: (0.0, NOISE[0]), 20, lr=0.1)[0])
-    assert scalars["theta"][1] == 0.1 / 1.1
+    assert scalars["kept"][1] == 0.1 / 1.1
     _, scalars = oracles.am_msgd(START, lambda x, k: (0.0, [0 * a for a in x]), 3)
-    assert scalars["theta"] == [0.0, 0.1 / 1.1, 0.1 / 1.1]
+    assert scalars["kept"] == [0.0, 0.1 / 1.1, 0.1 / 1.1]
 
 
 def test_am_msgd_with_one_theta_is_torchs_heavy_ball():
@@ -457,10 +457,10 @@ def test_am_msgds_theta_has_no_unit_and_a_late_tensor_starts_at_0():
     ours, left = oracles.am_msgd(START, noise, 20)
     theirs, right = oracles.am_msgd(START, lambda x, k: (0.0, [7 * g for g in NOISE[k - 1]]), 20, lr=0.1 / 7)
     assert_same(ours, theirs)
-    np.testing.assert_allclose(left["theta"], right["theta"], rtol=1e-12)
-    assert sum(0.1 < theta < 0.9 for theta in left["theta"]) > 5
+    np.testing.assert_allclose(left["kept"], right["kept"], rtol=1e-12)
+    assert sum(0.1 < theta < 0.9 for theta in left["kept"]) > 5
     ours, scalars = oracles.am_msgd(START, noise, 4, beta_max=2.0, groups=LATE)
-    theta, d = scalars["theta"][3], vector([START[:1]]) - vector([x[:1] for x in ours])
+    theta, d = scalars["kept"][3], vector([START[:1]]) - vector([x[:1] for x in ours])
     np.testing.assert_allclose(ours[3][1] - START[1], -0.1 * (1 - theta) * NOISE[3][1], rtol=1e-13)
     before, now = (d[2] - d[1]) / 0.1, [g.ravel() for g in NOISE[3]]
     size = sum(g @ g for g in now)

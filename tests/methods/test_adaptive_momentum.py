@@ -20,7 +20,7 @@ def test_the_best_momentum_on_a_parabola(curvature, lr):
     """A double root r of the characteristic polynomial: x_k = (a + b k) r^k, after a first step of gradient descent."""
     r = 1 - sqrt(lr * curvature)
     points, numbers, _ = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=lr), parabola(curvature), [[3.0, -1.0]], 20)
-    assert_close(numbers["beta"][1:8], r * r, 1e-12)
+    assert_close(numbers["adaptive_beta"][1:8], r * r, 1e-12)
     x = points[1:8, 0]
     k = np.arange(7)
     assert_close(x, (x[0] + (x[1] / r - x[0]) * k) * r**k, 1e-12)
@@ -29,14 +29,14 @@ def test_the_best_momentum_on_a_parabola(curvature, lr):
 def test_a_step_of_one_over_the_curvature_ends_at_the_minimum():
     points, numbers, _ = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.25), parabola(4.0), [[3.0]], 4)
     assert_close(points[1:], 0.0)
-    assert (numbers["beta"] == 0).all()  # and nothing moves from then on
+    assert (numbers["adaptive_beta"] == 0).all()  # and nothing moves from then on
 
 
 def test_on_an_uneven_parabola_the_smallest_curvature_is_found():
     lr = 0.1
     numbers = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=lr), parabola(0.05, 1.0, 4.0), [[1.0, 1.0, 1.0]], 120)[1]
     best = (1 - sqrt(lr * 0.05)) ** 2
-    assert abs(numbers["beta"][-30:] - best).max() < 0.02 < abs(numbers["beta"][1] - best)
+    assert abs(numbers["adaptive_beta"][-30:] - best).max() < 0.02 < abs(numbers["adaptive_beta"][1] - best)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -45,7 +45,7 @@ def test_with_a_low_cap_it_is_the_heavy_ball(decay):
     ours, numbers, _ = follow(
         lambda p: untuned.AdaptiveHeavyBall(p, lr=0.1, cap=0.01, weight_decay=decay), noise, START, 20
     )
-    assert_close(numbers["beta"][1:], 0.81)
+    assert_close(numbers["adaptive_beta"][1:], 0.81)
     assert_close(ours, path(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.81, weight_decay=decay), noise))
 
 
@@ -58,7 +58,7 @@ def test_both_ends(curvature, cap, beta):
     """At lr 0.2; the ends are 0 and 1 - delta, and without a cap a large curvature gives momentum again."""
     loss = parabola(curvature) if curvature else linear([1.0])
     numbers = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.2, delta=0.01, cap=cap), loss, [[1.0]], 3)[1]
-    assert_close(numbers["beta"], [0.0, beta, beta])
+    assert_close(numbers["adaptive_beta"], [0.0, beta, beta])
 
 
 @pytest.mark.parametrize("name", ["ahb_sgd", "ahb_adam"])
@@ -97,8 +97,8 @@ def test_momentum_shortens_the_way_down_a_narrow_valley():
 def test_noise_gives_momentum_only_without_the_cap():
     """Independent gradients: |difference| / |step| is about sqrt(2) / lr, beyond what a curvature could be."""
     start = [np.zeros(50)]
-    capped = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.1), noise, start, 60)[1]["beta"]
-    free = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.1, cap=inf), noise, start, 60)[1]["beta"]
+    capped = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.1), noise, start, 60)[1]["adaptive_beta"]
+    free = follow(lambda p: untuned.AdaptiveHeavyBall(p, lr=0.1, cap=inf), noise, start, 60)[1]["adaptive_beta"]
     assert np.median(capped) < np.median(free) < 0.2
     assert capped.max() < 0.2
 

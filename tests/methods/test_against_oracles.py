@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 from functools import cache, partial
+from math import inf
 
 import numpy as np
 import pytest
@@ -134,6 +135,16 @@ OPTIONS = {
     "madgrad": [*DECOUPLED, {"momentum": 0.0}, {"eps": 0.0}, {"eps": 0.1}, {"lr": 0.3}],
     "mirror_madgrad": [*DECOUPLED, {"momentum": 0.0}, {"eps": 1e-3}, {"eps": 0.1}, {"lr": 0.3}],
     "mda": [*DECAY, {"momentum": 0.0}, {"momentum": 0.5}, {"lr": 0.3}, {"lr": 3.0, "weight_decay": 0.05}],
+    "ahb_sgd": [*DECAY, {"cap": inf}, {"cap": 0.1}, {"cap": 0.1, "delta": 0.7}, {"lr": 0.3, "weight_decay": 0.1}],
+    "ahb_adam": [
+        {"weight_decay": 0.1},
+        {"cap": inf},
+        {"cap": 0.1},
+        {"cap": 0.1, "delta": 0.7},
+        {"beta2": 0.5},
+        {"eps": 0.1},
+    ],
+    "am_msgd": [*DECAY, {"penalty": 0.0}, {"penalty": 2.0}, {"beta_max": 0.0}, {"beta_max": 0.99}, {"lr": 0.3}],
     "sgdf": [
         {"weight_decay": 0.1, "weight_decouple": True},
         {"weight_decay": 0.1},
@@ -194,6 +205,8 @@ NUMBERS = {
     "theta": "theta",
     "lower_bound": "lower_bound",
     "loss_average": "loss_avg",
+    "beta": "adaptive_beta",
+    "kept": "kept",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from untuned.iterates.adaptive_heavy_ball import best_momentum
-from untuned.parts import Direction, Place, dot, each, hyper, maximum, minimum, number, slot, sqrt, where
+from untuned.parts import Direction, Place, dot, each, hyper, maximum, minimum, number, ratio, slot, sqrt, where
 
 
 class AdaptiveMemory(Direction):
@@ -16,7 +16,7 @@ class AdaptiveMemory(Direction):
         u  = m
 
     The average is kept where the new gradient is long against its distance from it. The norms are of the whole model,
-    coupled weight decay included; theta is 0 in the model's first step, and at its upper end where m = g, where it
+    coupled weight decay included; theta is 0 in the model's first step, and at its lower end where m = g, where it
     changes nothing. Differs from the text, where m <- ((beta + l) m + (1 - beta) g) / (1 + l), in that theta is
     (beta + l) / (1 + l). `penalty` pulls to the momentum of before. Sweeps: 2. Slots: 1, and one number.
     """
@@ -32,8 +32,8 @@ class AdaptiveMemory(Direction):
 
     def decide(self, c: Place, gg: Any, apart: Any) -> None:
         low, high = c.penalty / (1 + c.penalty), (c.beta_max + c.penalty) / (1 + c.penalty)
-        kept = where(apart > 0, c.a * c.a * gg / where(apart > 0, apart, 1.0), high)
-        c.theta = where(c.k == 1, 0.0, minimum(maximum(kept, low), high))
+        kept = minimum(maximum(ratio(c.a * c.a * gg, apart), low), high)
+        c.theta = where(c.k == 1, 0.0, kept)
 
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.theta, 1 - x.theta
@@ -55,22 +55,22 @@ class AdaptiveAdam(Direction):
 
     beta, delta and cap are as there; lr is the rate that weight decay is multiplied by, p - p_before what the weights
     did in the step before, and g the gradient with the coupled weight decay. The text has beta in the place of Adam's
-    beta1 and says nothing of its bias; no public implementation does this as it is meant. Sweeps: 2. Slots: 3, and a
-    number per tensor.
+    beta1 and says nothing of its bias; no public implementation does this as it is meant. Sweeps: 2. Slots: 3, and two
+    numbers per tensor.
     """
 
     beta2: float = hyper(default=0.999, within="[0, 1)")
     eps: float = hyper(default=1e-8, within="(0, inf)")
     delta: float = hyper(default=1e-3, within="(0, 1]")
     cap: float = hyper(default=1.0, within="(0, inf]")
-    correct: ClassVar[bool] = True
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     reads_displacement: ClassVar[bool] = True
     m = slot("exp_avg")
     v = slot("exp_avg_sq")
     before = slot("previous_grad")
-    beta = number(0.0)
+    beta = number(0.0, key="adaptive_beta")
     moved = number(0.0, key="moved_sq", each=True)
+    past = number(1.0, key="beta_product", each=True)
 
     def look(self, x: Place) -> Any:
         change = x.rate * (x.g - x.before)
@@ -79,6 +79,7 @@ class AdaptiveAdam(Direction):
 
     def decide(self, c: Place, curvature: Any) -> None:
         c.beta = best_momentum(c, curvature, c.summed(c.moved))
+        c.past = c.past * c.beta
 
     def weight(self, x: Place) -> tuple[Any, Any]:
         return x.beta, 1 - x.beta
@@ -94,7 +95,7 @@ class AdaptiveAdam(Direction):
         return x.m / x.scale
 
     def bias(self, x: Place) -> Any:
-        return x.rho
+        return 1 - x.past
 
     def watch(self, x: Place) -> Any:
         return each(dot(x.p - x.old.p, x.p - x.old.p))

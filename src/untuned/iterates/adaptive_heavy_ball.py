@@ -37,7 +37,7 @@ class AdaptiveHeavyBall(Iterate):
     lacks: ClassVar[dict[str, str]] = {"additive": "AdaptiveHeavyBall adds the step before to every step"}
     d = slot("displacement")
     before = slot("previous_grad")
-    beta = number(0.0)
+    beta = number(0.0, key="adaptive_beta")
     moved = number(0.0, key="moved_sq", each=True)
 
     def measure(self, x: Place) -> Any:

@@ -27,7 +27,7 @@ class AdaptiveHeavyBall(Optimizer):
     ...     optimizer.zero_grad()
     ...     (w**2 / 2).sum().backward()
     ...     optimizer.step()
-    >>> optimizer.metrics()["beta"]                       # (1 - sqrt(lr))^2, since the curvature is 1
+    >>> optimizer.metrics()["adaptive_beta"]                       # (1 - sqrt(lr))^2, since the curvature is 1
     0.25
     """
 

@@ -116,8 +116,8 @@ def am_msgd(
 
     theta lies between l / (1 + l) and (beta_max + l) / (1 + l) for l = ``penalty``, and is the lower of them where
     d = g. It is one number for the model, whose sums are not weighted by lr. The model's first step has theta 0, so
-    that d = g; a tensor that comes later starts with d = 0. The decay is coupled, part of g. Scalar: ``theta``, in a
-    step without any tensor the last one's.
+    that d = g; a tensor that comes later starts with d = 0. The decay is coupled, part of g. Scalar: ``kept``, which is
+    theta, in a step without any tensor the last one's.
     """
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
     lower, upper = penalty / (1 + penalty), (beta_max + penalty) / (1 + penalty)
@@ -136,7 +136,7 @@ def am_msgd(
             d[i] = theta * d[i] + (1 - theta) * g[i]
             x[i] = x[i] - eta * d[i]
         iterates.append(list(x))
-        rows.append({"theta": theta})
+        rows.append({"kept": theta})
     return iterates, _columns(rows)
 
 
