@@ -461,7 +461,7 @@ def test_am_msgds_theta_has_no_unit_and_a_late_tensor_starts_at_0():
     assert sum(0.1 < theta < 0.9 for theta in left["kept"]) > 5
     ours, scalars = oracles.am_msgd(START, noise, 4, beta_max=2.0, groups=LATE)
     theta, d = scalars["kept"][3], vector([START[:1]]) - vector([x[:1] for x in ours])
-    np.testing.assert_allclose(ours[3][1] - START[1], -0.1 * (1 - theta) * NOISE[3][1], rtol=0, atol=1e-15)  # terms of order 1
+    np.testing.assert_allclose(ours[3][1] - START[1], -0.1 * (1 - theta) * NOISE[3][1], rtol=0, atol=1e-15)
     before, now = (d[2] - d[1]) / 0.1, [g.ravel() for g in NOISE[3]]
     size = sum(g @ g for g in now)
     gap = (before - now[0]) @ (before - now[0]) + now[1] @ now[1]
