@@ -18,6 +18,7 @@ PROPORTIONAL = {
     "sp",  # and without a cap it goes far on a small gradient
     "sgd",
     "sgdf",
+    "random_scaling_sgd",
     "tam",
     "tam of the group",
     "schedule_free_sgd",

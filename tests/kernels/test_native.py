@@ -61,6 +61,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mda": {"lr": 0.1, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
+    "gpa_adamw": {"lr": 0.02, "weight_decay": 0.1, "keep": 0.8},
+    "ngn": {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01},
+    "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.1, "r": 0.5, "use_bias_correction": True},
+    "random_scaling_adamw": {"lr": 0.02, "seed": 3},
+    "random_scaling_sgd": {"lr": 0.1, "weight_decay": 0.01},
 }
 COMPOSED = {
     "momo x schedule-free": lambda: (Adam(), MoMo(0.1), ScheduleFree(), Proximal(0.01)),
@@ -231,6 +236,11 @@ BYTES = {
     "sps": 16,
     "sgdf": 28,
     "sngm": 24,
+    "gpa_adamw": 36,
+    "ngn": 16,
+    "prodigy_schedule_free": 48,
+    "random_scaling_adamw": 28,
+    "random_scaling_sgd": 20,
 }
 
 

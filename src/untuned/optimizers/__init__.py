@@ -1,19 +1,28 @@
 """Named classes: a signature, a docstring and a recipe of parts; no mathematics."""
 
-from untuned.optimizers.averaging import AdamWScheduleFree, MechanicAdamW, MechanicSGD, SGDScheduleFree
+from untuned.optimizers.averaging import (
+    AdamWScheduleFree,
+    GPAAdamW,
+    MechanicAdamW,
+    MechanicSGD,
+    ProdigyScheduleFree,
+    SGDScheduleFree,
+)
 from untuned.optimizers.classic import SGD, SGDF, TAM, Adam, AdamW, AdaTAM, AdaTAMW
 from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
 from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, GradaGrad, MirrorMADGRAD
 from untuned.optimizers.momo import MoMo, MoMoAdam
-from untuned.optimizers.polyak import ALIG, MOTAPS, SP, SPS, TAPS, DecSPS, ProxSPS
+from untuned.optimizers.polyak import ALIG, MOTAPS, NGN, SP, SPS, TAPS, DecSPS, ProxSPS
+from untuned.optimizers.random_scaling import RandomScalingAdamW, RandomScalingSGD
 
 __all__ = [
     "ALIG",
     "MADGRAD",
     "MDA",
     "MOTAPS",
+    "NGN",
     "SGD",
     "SGDF",
     "SNGM",
@@ -37,6 +46,7 @@ __all__ = [
     "DiagonalGradaGrad",
     "DoG",
     "DoWG",
+    "GPAAdamW",
     "GradaGrad",
     "LDoG",
     "MechanicAdamW",
@@ -47,7 +57,10 @@ __all__ = [
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",
+    "ProdigyScheduleFree",
     "ProxSPS",
+    "RandomScalingAdamW",
+    "RandomScalingSGD",
     "Resetting",
     "ResettingGD",
     "SGDScheduleFree",
