@@ -63,7 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
     "gpa_adamw": {"lr": 0.02, "weight_decay": 0.1, "keep": 0.8},
     "ngn": {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01},
-    "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.1, "r": 0.5, "use_bias_correction": True},
+    "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.1, "r": 0.5},
     "random_scaling_adamw": {"lr": 0.02, "seed": 3},
     "random_scaling_sgd": {"lr": 0.1, "weight_decay": 0.01},
 }

@@ -156,7 +156,7 @@ OPTIONS = {
         {"beta3": 0.9},
         {"eps": 0.1},
         {"r": 1.5, "weight_lr_power": 0.0},
-        {"use_bias_correction": True},
+        {"use_bias_correction": False},
         {"d0": 1e-2, "d_coef": 0.5},
         {"growth_rate": 1.3},
     ],
@@ -194,7 +194,7 @@ CASES += [
 
 
 def random_scaling_sgd(x0, problem, steps, *, seed, lr, beta, weight_decay, groups, schedule):
-    factors = [-np.log(1 - uniform(seed, k)).item() for k in range(1, steps + 1)]
+    factors = -np.log(1 - uniform(seed, np.arange(1, steps + 1)))
     options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
     return oracles.random_scaled(x0, problem, steps, factors=factors, groups=groups, schedule=schedule, **options)
 

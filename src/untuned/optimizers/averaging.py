@@ -89,12 +89,13 @@ class ProdigyScheduleFree(Optimizer):
 
     The estimate measures how far z has come, d_hat = d_coef sum <g, x0 - z> / |s|_1, z takes AdamW's steps of length
     d lr, and its average is weighted by their squares, so that the first tiny ones do not count. Neither schedule nor
-    warm-up is needed; leave lr at 1. betas[0] is the averaging between z and x, not a momentum: there is no first
+    warm-up is needed: leave lr at 1. betas[0] is the averaging between z and x, not a momentum: there is no first
     moment. Call `eval()` before evaluating or saving weights for use, `train()` before training on. The mathematics
     stand in `untuned.iterates.ScheduleFree`, where weight decay acts at the training point, and
     `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in the
-    defaults: theirs are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0. The package prodigy-plus-schedule-free adds
-    options of its own to the composite and measures in its own way; none of that is here. Sweeps: 2. Slots: 4.
+    defaults: theirs are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and use_bias_correction=False, with which the
+    first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that they warm lr up. The package
+    prodigy-plus-schedule-free has more options; none of those is here. Sweeps: 2. Slots: 4.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -118,7 +119,7 @@ class ProdigyScheduleFree(Optimizer):
         weight_decay: float = 0.0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,
-        use_bias_correction: bool = False,
+        use_bias_correction: bool = True,
         d0: float = 1e-6,
         d_coef: float = 1.0,
         growth_rate: float = math.inf,
