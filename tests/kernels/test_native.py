@@ -238,7 +238,7 @@ BYTES = {
     "sngm": 24,
     "gpa_adamw": 36,
     "ngn": 16,
-    "prodigy_schedule_free": 48,
+    "prodigy_schedule_free": 52,
     "random_scaling_adamw": 28,
     "random_scaling_sgd": 20,
 }
