@@ -10,12 +10,12 @@ import torch
 
 import untuned
 from untuned.directions import TAM, AdaGrad, Adam, Gradient, Momentum, RMSProp
-from untuned.iterates import Mechanic, Plain, ScheduleFree
+from untuned.iterates import Mechanic, Plain, RandomPoint, ScheduleFree
 from untuned.kernels import native
 from untuned.parts import StepSize, hyper, number
 from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
-from untuned.weight_decay import Coupled, Decoupled, Proximal
+from untuned.weight_decay import Anchored, Cautious, Coupled, Decoupled, Proximal
 
 pytest.importorskip("numba")
 
@@ -72,6 +72,8 @@ COMPOSED = {
     "prodigy x momentum": lambda: (Momentum(0.9, 0.5), Prodigy(d0=0.05), None, None),
     "mechanic x tam": lambda: (TAM(scope="group"), Fixed(0.1), Mechanic(s_init=0.1), None),
     "mechanic x momo": lambda: (Gradient(), MoMo(1.0), Mechanic(s_init=0.01), None),
+    "adam x random point x cautious": lambda: (Adam(), Fixed(0.02), RandomPoint(3), Cautious(0.5)),
+    "adam x anchored": lambda: (Adam(), Fixed(0.02), None, Anchored()),
 }
 ALL = [*untuned.list(), *COMPOSED]
 
