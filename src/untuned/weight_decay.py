@@ -1,4 +1,4 @@
-"""Where weight decay enters a step, and how strong it is; `weight_decay` is the coefficient lambda."""
+"""Where weight decay enters a step, and what scales it; `weight_decay` is the coefficient lambda."""
 
 from __future__ import annotations
 

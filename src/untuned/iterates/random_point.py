@@ -8,7 +8,7 @@ from untuned.parts import Iterate, Place, hyper, number, slot, uniform
 
 
 class RandomPoint(Iterate):
-    """Online-to-non-convex conversion with a uniform point: arXiv 2405.09742, its plain form (options: public code).
+    """Online-to-non-convex conversion with a uniform point: arXiv 2405.09742, as in the authors' public code.
 
         z' = the plain step from z, with the weight decay of z
         p <- z + s (z' - z),   s ~ U(0, 1)                one s for the model in every step

@@ -1,4 +1,4 @@
-"""NGN: a Polyak step that needs no bound to be reached, and none above the user's."""
+"""NGN: a step from the loss that goes smoothly from a fixed one to twice Polyak's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class NGN(StepSize):
         theta = 2 gap / (2 gap + sum lr <g, u>)                            0 where gap is 0
         x    <- x - theta lr u
 
-    The Gauss-Newton step, with 1/lr as damping, on f - lb = r^2. It is at most lr, which binds where the gradient is
-    small, and at most 2 gap / <g, u>, twice Polyak's step: lr is a cap that the step comes near to, and never meets. It
-    goes to 0 as the loss goes to lb. Groups of different lr share one theta. Weight decay, averaging iterates and needs
-    as in `SPS`. Sweeps: 2. Slots: none.
+    The Gauss-Newton step on r = sqrt(f - lb) with 1/lr as damping. It is below lr, and near it where the gradient is
+    small for the loss, and below 2 gap / <g, u>, twice Polyak's step, which it comes near to where lr is large. Where
+    <g, u> < 0, as with momentum in the direction, theta is 1. Groups of different lr share one theta. Weight decay,
+    averaging iterates and needs as in `SPS`; under `PrimalAverage` it is NGN-M (recalled, arXiv 2508.15071). Sweeps: 2.
+    Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
