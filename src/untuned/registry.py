@@ -110,6 +110,26 @@ _METHODS = {
         ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),
         ("schedule_free_sgd", optimizers.SGDScheduleFree, f"SGD, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
         ("schedule_free_adamw", optimizers.AdamWScheduleFree, f"AdamW, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
+        (
+            "prodigy_schedule_free",
+            optimizers.ProdigyScheduleFree,
+            "Schedule-Free AdamW, lr estimated by Prodigy",
+            "arXiv 2405.15682",
+        ),
+        ("gpa_adamw", optimizers.GPAAdamW, "AdamW, primal averaging of iterates", "arXiv 2512.17131"),
+        (
+            "random_scaling_sgd",
+            optimizers.RandomScalingSGD,
+            "SGD, every step times a random number",
+            "arXiv 2405.09742",
+        ),
+        (
+            "random_scaling_adamw",
+            optimizers.RandomScalingAdamW,
+            "AdamW, every step times a random number",
+            "arXiv 2405.09742",
+        ),
+        ("ngn", optimizers.NGN, "Gauss-Newton step from the loss, below lr", "arXiv 2407.04358"),
     )
 }
 

@@ -28,6 +28,8 @@ UPHILL = {  # allowed cells that reduce the loss at no lr, and why
 }
 for direction, step_size, iterate in [*UPHILL]:  # the two are equal where no gradient is late
     UPHILL[direction, step_size, "OrderedMomentum"] = f"as with {iterate}: heavy ball"
+for direction in ("AdaGradDA", "CubeRootDA", "DualAverage"):  # with each of three seeds
+    UPHILL[direction, "GradaGrad", "RandomPoint"] = "as with PrimalAverage: gradients are those from behind z"
 
 # Five samples, five weights: mean of (row x - target)^2 / 2, whose Hessian has condition number 3 and couples all.
 _v = torch.arange(1.0, 6.0, dtype=torch.float64)

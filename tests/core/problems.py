@@ -63,6 +63,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sp": {"lr": 0.2, "weight_decay": 0.01},
     "sps": {"lr": 0.5, "weight_decay": 0.01},
     "tam": {"lr": 0.1, "weight_decay": 0.01},
+    "gpa_adamw": {"lr": 0.05, "weight_decay": 0.1, "keep": 0.8},
+    "ngn": {"lr": 0.5, "weight_decay": 0.01},
+    "prodigy_schedule_free": {"d0": 1e-2, "weight_decay": 0.1, "use_bias_correction": False},
+    "random_scaling_adamw": {"lr": 0.05, "weight_decay": 0.1},
+    "random_scaling_sgd": {"lr": 0.5, "weight_decay": 0.01},
     "taps": {"samples": 7, "lr": 0.2, "target": 0.1, "weight_decay": 0.01},
 }
 
@@ -142,9 +147,9 @@ COMPOSITIONS: dict[str, Build] = {
 
 EVERY: dict[str, Build] = {name: _registered(name) for name in OPTIONS} | COMPOSITIONS
 LOSS_DRIVEN = [
-    name for name in EVERY if "momo" in name or name in (*RECORDED, "alig", "dec_sps", "prox_sps", "sp", "sps")
+    name for name in EVERY if "momo" in name or name in (*RECORDED, "alig", "dec_sps", "ngn", "prox_sps", "sp", "sps")
 ]
-AVERAGING = [name for name in EVERY if "schedule_free" in name]
+AVERAGING = [name for name in EVERY if "schedule_free" in name or name == "gpa_adamw"]
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -15,7 +15,7 @@ import untuned
 from untuned.step_sizes.loss_advice import bounded
 from untuned.study import tasks
 
-BOUNDED = ["alig", "dec_sps", "momo", "momo_adam", "prox_sps", "sp", "sps"]
+BOUNDED = ["alig", "dec_sps", "momo", "momo_adam", "ngn", "prox_sps", "sp", "sps"]
 RECORDED = ["motaps", "taps"]
 ROWS = 1000
 

@@ -41,7 +41,8 @@ def test_eval_holds_the_point_between_z_and_the_parameters(name: str) -> None:
     at = vector(model)
     z = torch.cat([held["z"].flatten() for held in optimizer.state.values()])
     optimizer.eval()
-    beta = optimizer.param_groups[0]["beta"]
+    group = optimizer.param_groups[0]
+    beta = group["beta"] if "beta" in group else group["train"]
     torch.testing.assert_close((1 - beta) * z + beta * vector(model), at, rtol=1e-12, atol=1e-14)
     assert not torch.allclose(vector(model), at, rtol=1e-6)
 

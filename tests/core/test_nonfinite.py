@@ -20,6 +20,7 @@ PROPORTIONAL = {
     "ahb_sgd",
     "am_msgd",
     "sgdf",
+    "random_scaling_sgd",
     "tam",
     "tam of the group",
     "schedule_free_sgd",

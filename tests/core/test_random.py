@@ -41,7 +41,7 @@ def fitting(option: str, default: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(["tensor", "group", "model"])
     if isinstance(default, tuple):
         return st.tuples(*[FITTING] * len(default))
-    if option in ("samples", "slice_p", "warmup_steps"):
+    if option in ("samples", "seed", "slice_p", "warmup_steps"):
         return st.integers(6, 9)
     return FITTING.map(lambda v: 1 + v) if option == "growth_rate" else FITTING
 

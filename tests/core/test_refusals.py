@@ -468,6 +468,7 @@ BY_THE_LOSS: dict[str, Callable[[], StepSize]] = {
     "SPS": step_sizes.SPS,
     "DecSPS": step_sizes.DecSPS,
     "SP": step_sizes.SP,
+    "NGN": step_sizes.NGN,
     "ALIG": step_sizes.ALIG,
     "TAPS": lambda: step_sizes.TAPS(samples=3),
     "MOTAPS": lambda: step_sizes.MOTAPS(samples=3),

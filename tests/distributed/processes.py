@@ -75,6 +75,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "am_msgd": {"lr": 0.05},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.02},
+    "gpa_adamw": {"lr": 0.02, "keep": 0.8},
+    "ngn": {"lr": 0.3, "momentum": 0.5},
+    "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.01},
+    "random_scaling_adamw": {"lr": 0.02},
+    "random_scaling_sgd": {"lr": 0.1},
 }
 REPLICATED = list(OPTIONS)
 FLATTENED = [name for name in OPTIONS if name not in ("tam", "adatam", "adatamw", "ldog")]  # these see whole tensors

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import untuned
 
-SEEN = ["momo", "momo_adam", "sps", "dec_sps", "prox_sps", "sp", "alig", "taps", "motaps"]  # those that need the loss
+# those that need the loss
+SEEN = ["momo", "momo_adam", "sps", "dec_sps", "prox_sps", "sp", "alig", "ngn", "taps", "motaps"]
 UNCAPPED = {"momo_adam": {"lr": 10.0}, "sps": {"lr": 10.0}}  # with a cap that binds the numbers are equal everywhere
 HELD: dict[str, dict[str, Any]] = {"common": {}, "own": {}, "own and given": {"shard_group": "world"}}
 

@@ -22,13 +22,17 @@ import untuned
 from untuned.around import Project, RandomScaling
 from untuned.directions import Adam, Gradient
 from untuned.gradients import AdaRem
+from untuned.iterates import RandomPoint
 from untuned.parts.math import Reduced
 from untuned.run import reduce
 from untuned.step_sizes import Fixed
+from untuned.weight_decay import Anchored, Cautious
 
 CASES: dict[str, Any] = {
     "adarem": lambda: {"direction": Gradient(), "step_size": Fixed(0.2), "gradient": [AdaRem(0.8, 0.95)]},
     "random scaling": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3)]},
+    "random point": lambda: {"step_size": Fixed(0.02), "iterate": RandomPoint(3), "decay": Cautious(0.5)},
+    "anchored": lambda: {"step_size": Fixed(0.02), "decay": Anchored()},
     "project": lambda: {"step_size": Fixed(0.02), "around": [Project()]},
     "project rows": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3), Project(scope="row")]},
     "all, by rows": lambda: {
@@ -117,7 +121,15 @@ def test_ranks_meet_where_something_is_reduced_and_only_there(name: str, ranks: 
 
     Decisions and moves without sums cost none.
     """
-    wanted = {"adarem": 3, "random scaling": 1, "project": 2, "project rows": 4, "all, by rows": 8}
+    wanted = {
+        "adarem": 3,
+        "random scaling": 1,
+        "random point": 1,
+        "anchored": 1,
+        "project": 2,
+        "project rows": 4,
+        "all, by rows": 8,
+    }
     for rank in ranks:
         assert rank[f"sharded {name}"]["reductions"] == wanted[name]
 

@@ -10,12 +10,12 @@ import torch
 
 import untuned
 from untuned.directions import TAM, AdaGrad, Adam, Gradient, Momentum, RMSProp
-from untuned.iterates import Mechanic, Plain, ScheduleFree
+from untuned.iterates import Mechanic, Plain, RandomPoint, ScheduleFree
 from untuned.kernels import native
 from untuned.parts import StepSize, hyper, number
 from untuned.recipe.trace import TraceFrame, body, trace
 from untuned.step_sizes import Fixed, MoMo, Prodigy
-from untuned.weight_decay import Coupled, Decoupled, Proximal
+from untuned.weight_decay import Anchored, Cautious, Coupled, Decoupled, Proximal
 
 pytest.importorskip("numba")
 
@@ -64,12 +64,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "am_msgd": {"lr": 0.05, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
+    "gpa_adamw": {"lr": 0.02, "weight_decay": 0.1, "keep": 0.8},
+    "ngn": {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01},
+    "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.1, "r": 0.5},
+    "random_scaling_adamw": {"lr": 0.02, "seed": 3},
+    "random_scaling_sgd": {"lr": 0.1, "weight_decay": 0.01},
 }
 COMPOSED = {
     "momo x schedule-free": lambda: (Adam(), MoMo(0.1), ScheduleFree(), Proximal(0.01)),
     "prodigy x momentum": lambda: (Momentum(0.9, 0.5), Prodigy(d0=0.05), None, None),
     "mechanic x tam": lambda: (TAM(scope="group"), Fixed(0.1), Mechanic(s_init=0.1), None),
     "mechanic x momo": lambda: (Gradient(), MoMo(1.0), Mechanic(s_init=0.01), None),
+    "adam x random point x cautious": lambda: (Adam(), Fixed(0.02), RandomPoint(3), Cautious(0.5)),
+    "adam x anchored": lambda: (Adam(), Fixed(0.02), None, Anchored()),
 }
 ALL = [*untuned.list(), *COMPOSED]
 
@@ -237,6 +244,11 @@ BYTES = {
     "am_msgd": 28,
     "sgdf": 28,
     "sngm": 24,
+    "gpa_adamw": 36,
+    "ngn": 16,
+    "prodigy_schedule_free": 52,
+    "random_scaling_adamw": 28,
+    "random_scaling_sgd": 20,
 }
 
 

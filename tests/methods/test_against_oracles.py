@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import untuned
+from untuned.parts import uniform
 from untuned.testing import oracles
 
 STEPS = 20
@@ -157,6 +158,21 @@ OPTIONS = {
     "sngm": [*DECAY, {"momentum": 0.0}, {"momentum": 0.5}, {"lr": 0.3}, *SCOPES],
     "schedule_free_sgd": [*SCHEDULE_FREE, {"momentum": 0.5}],
     "schedule_free_adamw": [*SCHEDULE_FREE, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "gpa_adamw": [*DECAY, {"betas": (0.5, 0.9)}, {"eps": 0.1}, {"train": 0.3}, {"keep": 0.5, "weight_decay": 0.1}],
+    "ngn": [*DECAY, {"momentum": 0.9}, {"lr": 50.0}, {"lr": 50.0, "lb": 0.6}, {"momentum": 0.5, "weight_decay": 0.1}],
+    "prodigy_schedule_free": [
+        *DECAY,
+        {"lr": 0.3},
+        {"betas": (0.5, 0.9)},
+        {"beta3": 0.9},
+        {"eps": 0.1},
+        {"r": 1.5, "weight_lr_power": 0.0},
+        {"use_bias_correction": False},
+        {"d0": 1e-2, "d_coef": 0.5},
+        {"growth_rate": 1.3},
+    ],
+    "random_scaling_adamw": [{"weight_decay": 0.1}, {"seed": 7}, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
+    "random_scaling_sgd": [*DECAY, {"seed": 7}, {"beta": 0.5}, {"lr": 3.0}],
 }
 
 # What every method has: a group may rest, from the start or in between, and a schedule may begin and end near 0.
@@ -187,11 +203,29 @@ CASES += [
     for i, n in enumerate(SETTINGS)
 ]
 
+
+def random_scaling_sgd(x0, problem, steps, *, seed, lr, beta, weight_decay, groups, schedule):
+    factors = -np.log(1 - uniform(seed, np.arange(1, steps + 1)))
+    options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
+    return oracles.random_scaled(x0, problem, steps, factors=factors, groups=groups, schedule=schedule, **options)
+
+
+def prodigy_schedule_free(x0, problem, steps, *, betas, **options):
+    """Schedule-Free's Adam has no first moment; its betas[0] is the share of x in y."""
+    options |= {"betas": (0.0, betas[1]), "momentum": betas[0], "weigh": "step"}
+    return oracles.prodigy_schedule_free(x0, problem, steps, **options)
+
+
+prodigy_schedule_free.__signature__ = inspect.signature(oracles.prodigy_schedule_free)
 ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
+    "gpa_adamw": partial(oracles.gpa, base="adamw"),
+    "prodigy_schedule_free": prodigy_schedule_free,
+    "random_scaling_sgd": random_scaling_sgd,
     "mechanic_sgd": partial(oracles.mechanic, base="sgd"),
     "mechanic_adamw": partial(oracles.mechanic, base="adamw"),
 }
 RENAMED = {
+    "gpa_adamw": {"train": "mu_y", "keep": "mu_x"},
     "tam": {"momentum": "beta", "decay": "gamma", "floor": "gain_floor"},
     "adatam": {"decay": "gamma", "floor": "gain_floor"},
     "adatamw": {"decay": "gamma", "floor": "gain_floor"},

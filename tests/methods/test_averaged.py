@@ -29,6 +29,7 @@ RULES = {
     "sp": lambda: step_sizes.SP(0.3),
     "dec_sps": lambda: step_sizes.DecSPS(0.5),
     "alig": lambda: step_sizes.ALIG(20.0),
+    "ngn": lambda: step_sizes.NGN(5.0),
     "momo": lambda: step_sizes.MoMo(20.0),
     "prodigy": lambda: step_sizes.Prodigy(1.0, d0=1e-2),
     "dog": lambda: step_sizes.DoG(0.5, reps_rel=0.1),
@@ -130,7 +131,7 @@ def test_gpa_of_a_uniform_average_is_schedule_free(at: str, rule: str, execution
     assert_same(seen["averaged"], expected["averaged"])
 
 
-@pytest.mark.parametrize("rule", ["sps", "sp", "dec_sps", "alig", "momo", "prodigy", "dog", "dowg"])
+@pytest.mark.parametrize("rule", ["sps", "sp", "dec_sps", "alig", "ngn", "momo", "prodigy", "dog", "dowg"])
 def test_the_two_points_differ(rule: str) -> None:
     """Else the tests above compare nothing."""
     found = [
@@ -239,7 +240,7 @@ def test_a_slice_of_the_model_measures_at_the_same_point(at: Any, execution: str
     assert found[0][1] > 0.02
 
 
-@pytest.mark.parametrize("rule", ["sps", "sp", "dec_sps", "alig"])
+@pytest.mark.parametrize("rule", ["sps", "sp", "dec_sps", "alig", "ngn"])
 def test_a_loss_at_another_point_costs_the_plain_iterate_nothing(rule: str) -> None:
     """Its sweep reads the gradient alone; that of an average reads both points as well."""
     for iterate, streams in ((iterates.Plain(), ["g"]), (iterates.GPA(), ["g", "p", "z"])):

@@ -59,6 +59,7 @@ SCALED = {  # method -> options; the step does not change with the scale of the 
     "dadapt_adan": [{"growth_rate": 1.3}, {"growth_rate": 1.3, "no_prox": True}],
     "dadapt_lion": [{}, {"scale_average": False}, {"growth_rate": 1.1}, {"freeze_after": 9}],
     "momo_adam": [{"lr": 1.0}, {"lr": 1.0, "use_fstar": True}, {"lr": 1.0, "divide": False}],
+    "prodigy_schedule_free": [{}, {"use_bias_correction": False}, {"growth_rate": 1.3}],
 }
 BY_GRADIENT = {
     "dadapt_sgd": [{}, {"momentum": 0.9}, {"growth_rate": 1.1}, {"freeze_after": 5}],
@@ -76,13 +77,15 @@ BY_GRADIENT = {
     "prox_sps": [{}],
     "sp": [{"lr": 0.2}],
     "alig": [{}],
+    "ngn": [{}, {"momentum": 0.5}],
     "momo": [{}, {"use_fstar": True, "lb": -1.0}],
     "taps": [{"samples": 7, "lr": 0.2}],
     "motaps": [{"samples": 7, "target_lr": 0.5, "momentum": 0.5, "lr": 0.2}],
 }
-ADAPTIVE = {"prodigy", "dadapt_adam", "dadapt_adan", "momo_adam"}
+ADAPTIVE = {"prodigy", "prodigy_schedule_free", "dadapt_adam", "dadapt_adan", "momo_adam"}
 COUPLED = {*BY_GRADIENT} - {"momo", "prox_sps"} | {"dadapt_adagrad"}
 FIRST = {"dog": {"reps_rel": 1e-2}, "dadapt_lion": {"d0": 0.03}, "dadapt_adam": {"d0": 1e-2}, "prodigy": {"d0": 1e-2}}
+FIRST |= {"prodigy_schedule_free": {"d0": 1e-2}}
 FIRST |= {
     "dadapt_adan": {"d0": 1e-2},
     "resetting": {"d0": 0.2},

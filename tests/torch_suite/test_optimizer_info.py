@@ -104,7 +104,7 @@ def built(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
     return INFOS[name].optim_cls(params, **inputs(name)[0].kwargs | options)
 
 
-AVERAGING = ("schedule_free_adamw", "schedule_free_sgd")
+AVERAGING = ("gpa_adamw", "prodigy_schedule_free", "schedule_free_adamw", "schedule_free_sgd")
 LOSS_DRIVEN = [
     name
     for name in OURS

@@ -15,7 +15,8 @@ class Momentum(Direction):
         take = 1 - dampening, but 1 at the model's first step, so that m starts as the first gradient
 
     `dampening=0` is the heavy ball, `dampening=momentum` an exponential average. With `correct=True` take is
-    1 - dampening from the first step on and the step is divided by the sum of the weights (bias correction).
+    1 - dampening from the first step on and the step is divided by the sum of the weights (bias correction); with
+    `from_zero=True` likewise, and the step is left as it is.
     Differs from torch.optim.SGD, where it is dampened, in a tensor whose first gradient comes late: its average starts
     from zero with the model's weights, not with weight 1, so that one pair of weights holds for all tensors and for
     MoMo's average of the losses; and where momentum is 0 for a while: m is the gradient then, there it stays. Slots: 1.
@@ -25,6 +26,7 @@ class Momentum(Direction):
     dampening: float = hyper(default=0.0, within="[0, 1]")
     nesterov: bool = False
     correct: bool = False
+    from_zero: bool = False
     m = slot("momentum_buffer")
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class Momentum(Direction):
 
     def weight(self, x: Place) -> tuple[Any, Any]:
         taken = 1 - x.dampening
-        return x.momentum, taken if self.correct else where(x.k == 1, 1.0, taken)
+        return x.momentum, taken if self.correct or self.from_zero else where(x.k == 1, 1.0, taken)
 
     def bias(self, x: Place) -> Any:
         return x.rho if self.correct else 1.0

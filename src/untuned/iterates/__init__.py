@@ -8,6 +8,7 @@ from untuned.iterates.mechanize import Mechanize
 from untuned.iterates.ordered_momentum import OrderedMomentum
 from untuned.iterates.plain import Plain
 from untuned.iterates.primal_average import PrimalAverage
+from untuned.iterates.random_point import RandomPoint
 from untuned.iterates.resetting import Resetting
 from untuned.iterates.resetting_gd import ResettingGD
 from untuned.iterates.schedule_free import ScheduleFree
@@ -21,6 +22,7 @@ __all__ = [
     "OrderedMomentum",
     "Plain",
     "PrimalAverage",
+    "RandomPoint",
     "Resetting",
     "ResettingGD",
     "ScheduleFree",

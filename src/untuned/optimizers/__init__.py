@@ -1,6 +1,13 @@
 """Named classes: a signature, a docstring and a recipe of parts; no mathematics."""
 
-from untuned.optimizers.averaging import AdamWScheduleFree, MechanicAdamW, MechanicSGD, SGDScheduleFree
+from untuned.optimizers.averaging import (
+    AdamWScheduleFree,
+    GPAAdamW,
+    MechanicAdamW,
+    MechanicSGD,
+    ProdigyScheduleFree,
+    SGDScheduleFree,
+)
 from untuned.optimizers.classic import SGD, SGDF, TAM, Adam, AdamW, AdaTAM, AdaTAMW
 from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
@@ -8,7 +15,8 @@ from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, D
 from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, GradaGrad, MirrorMADGRAD
 from untuned.optimizers.heavy_ball import AMMSGD, AdaptiveHeavyBall, AdaptiveHeavyBallAdam
 from untuned.optimizers.momo import MoMo, MoMoAdam
-from untuned.optimizers.polyak import ALIG, MOTAPS, SP, SPS, TAPS, DecSPS, ProxSPS
+from untuned.optimizers.polyak import ALIG, MOTAPS, NGN, SP, SPS, TAPS, DecSPS, ProxSPS
+from untuned.optimizers.random_scaling import RandomScalingAdamW, RandomScalingSGD
 
 __all__ = [
     "ALIG",
@@ -16,6 +24,7 @@ __all__ = [
     "MADGRAD",
     "MDA",
     "MOTAPS",
+    "NGN",
     "SGD",
     "SGDF",
     "SNGM",
@@ -41,6 +50,7 @@ __all__ = [
     "DiagonalGradaGrad",
     "DoG",
     "DoWG",
+    "GPAAdamW",
     "GradaGrad",
     "LDoG",
     "MechanicAdamW",
@@ -51,7 +61,10 @@ __all__ = [
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",
+    "ProdigyScheduleFree",
     "ProxSPS",
+    "RandomScalingAdamW",
+    "RandomScalingSGD",
     "Resetting",
     "ResettingGD",
     "SGDScheduleFree",

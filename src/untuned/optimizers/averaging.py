@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Unpack
 
-from untuned import directions
+from untuned import directions, step_sizes
 from untuned.directions import Gradient, Momentum, RMSProp
-from untuned.iterates import Mechanic, ScheduleFree
+from untuned.iterates import GPA, Mechanic, ScheduleFree
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Fixed, WarmedUp
@@ -81,6 +82,96 @@ class AdamWScheduleFree(Optimizer):
         iterate = ScheduleFree(beta, r, weight_lr_power)
         rule = WarmedUp(lr, warmup_steps)
         super().__init__(params, RMSProp(beta2, eps), rule, iterate, Decoupled(weight_decay), **engine)
+
+
+class ProdigyScheduleFree(Optimizer):
+    """Schedule-Free AdamW with Prodigy's estimate of lr: arXiv 2405.15682 and 2306.06101, the authors' composite.
+
+    The estimate measures how far z has come, d_hat = d_coef sum <g, x0 - z> / |s|_1, z takes AdamW's steps of length
+    d lr, and its average is weighted by their squares, so that the first tiny ones do not count. Neither schedule nor
+    warm-up is needed: leave lr at 1. betas[0] is the averaging between z and x, not a momentum: there is no first
+    moment. Call `eval()` before evaluating or saving weights for use, `train()` before training on. The mathematics
+    stand in `untuned.iterates.ScheduleFree`, where weight decay acts at the training point, and
+    `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in the
+    defaults: theirs are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and use_bias_correction=False, with which the
+    first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that they warm lr up. The package
+    prodigy-plus-schedule-free has more options; none of those is here. Sweeps: 2. Slots: 4.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = untuned.ProdigyScheduleFree([w])
+    >>> for _ in range(300):
+    ...     optimizer.zero_grad()
+    ...     (w - torch.tensor([1.0, 2.0])).abs().sum().backward()
+    ...     optimizer.step()
+    >>> optimizer.eval()
+    >>> bool((w - torch.tensor([1.0, 2.0])).abs().max() < 0.5)
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        use_bias_correction: bool = True,
+        d0: float = 1e-6,
+        d_coef: float = 1.0,
+        growth_rate: float = math.inf,
+        slice_p: int = 1,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        beta, beta2 = directions.Adam(betas, eps).betas
+        rule = step_sizes.Prodigy(
+            lr,
+            d0,
+            d_coef,
+            growth_rate,
+            beta3=math.sqrt(beta2) if beta3 is None else beta3,
+            slice_p=slice_p,
+            bias_correction=use_bias_correction,
+        )
+        iterate = ScheduleFree(beta, r, weight_lr_power)
+        super().__init__(params, RMSProp(beta2, eps, correct=False), rule, iterate, Decoupled(weight_decay), **engine)
+
+
+class GPAAdamW(Optimizer):
+    """AdamW with generalized primal averaging: arXiv 2512.17131 (mu_y is `train`, mu_x is `keep`).
+
+    Gradients are taken at y = train x + (1 - train) z, z takes AdamW's steps, and x <- keep x + (1 - keep) z is the
+    point to use. keep = 0.9^(1/H) averages as long as the authors' DiLoCo with H inner steps: H = 1, 4, 8, 16, 32, 64,
+    128 gives 0.9, 0.974, 0.9869, 0.9934, 0.9967, 0.9984, 0.9992. A schedule of lr acts as on AdamW. Call `eval()`
+    before evaluating or saving weights for use, `train()` before training on. The mathematics, and what differs from
+    the authors' code, stand in `untuned.iterates.GPA`; here weight decay is that of z, there that of y. Sweeps: 1.
+    Slots: 3.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.GPAAdamW([w], lr=0.5, train=0.5, keep=0.9)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()                                  # z = 3.5, x = 3.95, y between them
+    >>> round(w.item(), 6)
+    3.725
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        train: float = 0.7,
+        keep: float = 0.9967,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        direction, decay = directions.Adam(betas, eps), Decoupled(weight_decay)
+        super().__init__(params, direction, Fixed(lr), GPA(train, keep), decay, **engine)
 
 
 class MechanicSGD(Optimizer):

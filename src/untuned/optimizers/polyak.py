@@ -153,6 +153,38 @@ class ALIG(Optimizer):
         super().__init__(params, Gradient(), step_sizes.ALIG(lr, lb, eps), Plain(), Coupled(weight_decay), **engine)
 
 
+class NGN(Optimizer):
+    """Non-negative Gauss-Newton step: arXiv 2407.04358; with momentum NGN-M (recalled, arXiv 2508.15071).
+
+    x <- x - gamma g,  gamma = lr / (1 + lr |g|^2 / (2 (f - lb))): while f > lb above 0 and at most lr, its cap, and at
+    most twice Polyak's step. Momentum averages the iterates, which is heavy ball with (1 - momentum) gamma:
+    x <- x - (1 - momentum) gamma g + momentum (x - x_before). The mathematics stand in `untuned.step_sizes.NGN`. Needs
+    the loss. Sweeps: 2. Slots: 0, 1 with momentum.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> optimizer = untuned.NGN([w], lr=3.0)
+    >>> loss = (w**2).sum() / 2
+    >>> loss.backward()
+    >>> _ = optimizer.step(loss=loss)                     # gamma = 3 / (1 + 3)
+    >>> w.item()
+    0.5
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.0,
+        lb: float = 0.0,
+        weight_decay: float = 0.0,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        iterate = PrimalAverage(momentum)
+        iterate = iterate if momentum else Plain()
+        super().__init__(params, Gradient(), step_sizes.NGN(lr, lb), iterate, Coupled(weight_decay), **engine)
+
+
 class TAPS(Optimizer):
     """Targeted stochastic Polyak with a recorded loss per sample: arXiv 2106.11851, Algorithm 2.
 

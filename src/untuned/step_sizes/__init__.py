@@ -12,6 +12,7 @@ from untuned.step_sizes.dual import MADGRAD, MDA
 from untuned.step_sizes.fixed import Fixed, WarmedUp
 from untuned.step_sizes.gradagrad import GradaGrad
 from untuned.step_sizes.momo import MoMo
+from untuned.step_sizes.ngn import NGN
 from untuned.step_sizes.polyak import SP, SPS, DecSPS
 from untuned.step_sizes.prodigy import Prodigy
 from untuned.step_sizes.recorded import MOTAPS, TAPS
@@ -21,6 +22,7 @@ __all__ = [
     "MADGRAD",
     "MDA",
     "MOTAPS",
+    "NGN",
     "SP",
     "SPS",
     "TAPS",
