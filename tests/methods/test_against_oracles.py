@@ -204,10 +204,19 @@ CASES += [
 ]
 
 
+def factors(seed, steps):
+    return -np.log(1 - uniform(seed, np.arange(1, steps + 1)))
+
+
 def random_scaling_sgd(x0, problem, steps, *, seed, lr, beta, weight_decay, groups, schedule):
-    factors = -np.log(1 - uniform(seed, np.arange(1, steps + 1)))
-    options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
-    return oracles.random_scaled(x0, problem, steps, factors=factors, groups=groups, schedule=schedule, **options)
+    options = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "groups": groups, "schedule": schedule}
+    return oracles.random_scaled(x0, problem, steps, factors=factors(seed, steps), **options)
+
+
+def random_scaling_adamw(x0, problem, steps, *, seed, lr, betas, eps, weight_decay, groups, schedule):
+    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    options |= {"groups": groups, "schedule": schedule}
+    return oracles.random_scaled(x0, problem, steps, factors=factors(seed, steps), base="adamw", **options)
 
 
 def prodigy_schedule_free(x0, problem, steps, *, betas, **options):
@@ -221,6 +230,7 @@ ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
     "gpa_adamw": partial(oracles.gpa, base="adamw"),
     "prodigy_schedule_free": prodigy_schedule_free,
     "random_scaling_sgd": random_scaling_sgd,
+    "random_scaling_adamw": random_scaling_adamw,
     "mechanic_sgd": partial(oracles.mechanic, base="sgd"),
     "mechanic_adamw": partial(oracles.mechanic, base="adamw"),
 }

@@ -67,7 +67,7 @@ def test_online_mirror_descent_is_averaged_momentum(execution):
 
 @EXECUTIONS
 def test_the_uniform_point_lies_on_the_step_of_an_unscaled_sequence(execution):
-    """z <- z - lr (g + decay z), and p between the old z and the new one; g is taken at p."""
+    """z <- z - lr (g + decay p), and p between the old z and the new one; g is taken at p."""
     lr, decay, seed = 0.5, 0.1, 3
     parts = Gradient(), Fixed(lr), RandomPoint(seed), Decoupled(decay)
     make = lambda p: untuned.compose(p, *parts, execution=execution)  # noqa: E731
@@ -76,7 +76,7 @@ def test_the_uniform_point_lies_on_the_step_of_an_unscaled_sequence(execution):
     x, expected = [a.clone().requires_grad_() for a in z], []
     for k, s in enumerate(uniform(seed, np.arange(1, 21))):
         grads = torch.autograd.grad(logistic(x, k), x)
-        new = [a - lr * (g + decay * a) for a, g in zip(z, grads, strict=True)]
+        new = [a - lr * (g + decay * b.detach()) for a, b, g in zip(z, x, grads, strict=True)]
         x = [(a + s * (b - a)).requires_grad_() for a, b in zip(z, new, strict=True)]
         z = new
         expected.append(np.concatenate([a.detach().numpy().ravel() for a in x]))

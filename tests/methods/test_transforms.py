@@ -13,12 +13,12 @@ import untuned
 from untuned.around import Project, RandomScaling
 from untuned.directions import Adam, Gradient, Momentum
 from untuned.gradients import AdaRem
-from untuned.iterates import Plain, PrimalAverage, ScheduleFree
+from untuned.iterates import Plain, PrimalAverage, RandomPoint, ScheduleFree
 from untuned.parts import GradientTransform, StepTransform, hyper, slot, uniform
 from untuned.run import launch
 from untuned.step_sizes import Fixed, MoMo, Prodigy
 from untuned.testing import oracles
-from untuned.weight_decay import Coupled, Decoupled
+from untuned.weight_decay import Anchored, Cautious, Coupled, Decoupled, Independent
 
 RATES = [0.5 + 0.4 * np.sin(k) for k in range(STEPS)]
 SEED = 7
@@ -57,6 +57,32 @@ CASES = {
             "decay": Coupled(0.1),
             "around": [Project()],
         },
+    ),
+    "random point": (
+        partial(
+            oracles.random_point,
+            factors=lambda k: uniform(SEED, np.atleast_1d(k)).item(),
+            base="adamw",
+            lr=0.1,
+            weight_decay=0.1,
+        ),
+        lambda: {"direction": Adam(), "step_size": Fixed(0.1), "iterate": RandomPoint(SEED)},
+    ),
+    "anchored": (
+        partial(oracles.adamw_decay, kind="anchored", lr=0.1),
+        lambda: {"direction": Adam(), "step_size": Fixed(0.1), "decay": Anchored()},
+    ),
+    "anchored by a power": (
+        partial(oracles.adamw_decay, kind="anchored", lr=0.1, power=2.0),
+        lambda: {"direction": Adam(), "step_size": Fixed(0.1), "decay": Anchored(2.0)},
+    ),
+    "cautious": (
+        partial(oracles.adamw_decay, kind="cautious", lr=0.1, weight_decay=0.3),
+        lambda: {"direction": Adam(), "step_size": Fixed(0.1), "decay": Cautious(0.3)},
+    ),
+    "independent": (
+        partial(oracles.adamw_decay, kind="independent", lr=0.1, weight_decay=0.02),
+        lambda: {"direction": Adam(), "step_size": Fixed(0.1), "decay": Independent(0.02)},
     ),
     "project rows": (
         partial(oracles.normalize_and_project, base="adamw", lr=0.1, weight_decay=0.1, rows=True),
@@ -252,7 +278,7 @@ def test_adarem_stands_before_the_weight_decay():
     found = []
     for decay in (Coupled(0.1), Decoupled(0.1)):
         params = tensors()
-        optimizer = untuned.compose(params, Gradient(), Fixed(0.4), None, decay, [AdaRem(0.8, 0.95)])
+        optimizer = untuned.compose(params, Gradient(), Fixed(0.4), None, decay, gradient=[AdaRem(0.8, 0.95)])
         for k in range(1, 9):
             step(optimizer, params, k)
         found.append(vector([values(params)]))

@@ -10,7 +10,7 @@ from untuned.parts import Iterate, Place, hyper, number, slot, uniform
 class RandomPoint(Iterate):
     """Online-to-non-convex conversion with a uniform point: arXiv 2405.09742, as in the authors' public code.
 
-        z' = the plain step from z, with the weight decay of z
+        z' = the plain step from z, with the weight decay of p
         p <- z + s (z' - z),   s ~ U(0, 1)                one s for the model in every step
         z <- z'
 
@@ -23,7 +23,6 @@ class RandomPoint(Iterate):
 
     seed: int = hyper(default=0, within="[0, 4294967296)")
     gives: ClassVar[frozenset[str]] = frozenset({"additive", "plain_step"})
-    decays_w: ClassVar[bool] = True
     z = slot("z", start="start")
     s = number(1.0, key="random_point")
 

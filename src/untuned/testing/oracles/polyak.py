@@ -242,17 +242,18 @@ def ngn(
     """NGN: the step c / (1 + c ||g||^2 / (2 (f - lb))), always below its cap lr = c, and 0 where f is at the bound.
 
     With ``momentum`` this is the step of z, and x <- momentum x + (1 - momentum) z: a heavy ball with the step's share
-    1 - momentum (NGN-M, recalled). Scalar: ``theta``, the fraction of lr.
+    1 - momentum (NGN-M, recalled). Scalar: ``theta``, the fraction of lr; in a step without any tensor the last one's.
     """
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
-    z = list(x)
+    z, theta = list(x), 0.0
     iterates, rows = [], []
     for k in range(1, steps + 1):
         f, grads = problem(x, k)
         moving = _moving(rates[k])
         f, g = _penalised(f, grads, x, decay, moving)
         slope = sum(eta * _dot(g[i], g[i]) for i, eta in moving)
-        theta = 1 / (1 + slope / (2 * (f - lb))) if f > lb else 0.0
+        if moving:
+            theta = 1 / (1 + slope / (2 * (f - lb))) if f > lb else 0.0
         for i, eta in moving:
             z[i] = z[i] - theta * eta * g[i]
             x[i] = momentum * x[i] + (1 - momentum) * z[i]
