@@ -10,6 +10,8 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
 
+from untuned.wrappers.weights import kind_of
+
 
 class ChannelRMSNorm(nn.Module):
     """RMSNorm of [batch, channels, ...]: divides by the root mean square over all but the batch, scales channels."""
@@ -142,7 +144,7 @@ def insert_norms(
         if value not in values:
             raise ValueError(f"insert_norms: {name} must be {' or '.join(map(repr, values))}, not {value!r}.")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"insert_norms takes a torch.nn.Module, not {model!r}.")
+        raise TypeError(f"insert_norms takes a torch.nn.Module, not {kind_of(model)}.")
     seen = _Seen(model, (*ACTIVATIONS, *activations))
     if not seen.activations:
         raise ValueError(f"insert_norms: {type(model).__name__} calls no activation that a normalisation can precede.")

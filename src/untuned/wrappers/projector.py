@@ -12,7 +12,7 @@ from torch import nn
 
 from untuned.wrappers.effective_lr import EffectiveLR
 from untuned.wrappers.norms import JOINT, PULLED, marked
-from untuned.wrappers.weights import innermost, is_sharded, local, norms_of, unwrapped, weights_of
+from untuned.wrappers.weights import innermost, is_sharded, kind_of, local, norms_of, unwrapped, weights_of
 
 _IN_CACHE = 1 << 20  # bytes that are measured and then scaled while they are still in a CPU's cache
 
@@ -239,7 +239,7 @@ def _norms_of(target: Any, joint: Iterable[nn.Module] | None) -> dict[str, dict[
     for i, (module, how) in enumerate(chosen.items()):
         tensors = tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
         if not tensors or any(p.dim() != 1 for p in tensors):
-            raise ValueError(f"WeightProjector: {module} in joint has no scale per feature to project.")
+            raise ValueError(f"WeightProjector: {kind_of(module)} in joint has no scale per feature to project.")
         found[str(how)][modules.get(module, f"joint.{i}")] = tensors
     return found
 

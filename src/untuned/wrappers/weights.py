@@ -14,6 +14,11 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 _OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
+def kind_of(value: Any) -> str:
+    """What was given in the place of something else; in a line, which a repr may not be."""
+    return f"an object of type {type(value).__name__}"
+
+
 def is_sharded(t: Any) -> TypeGuard[Any]:
     """Whether t is a DTensor; who has one has imported its module, which takes long."""
     module = sys.modules.get("torch.distributed.tensor")
@@ -86,14 +91,14 @@ def weights_of(target: Any, exclude: Any, title: str) -> dict[str, torch.Tensor]
         for i, item in enumerate(target):
             name, p = item if isinstance(item, tuple) else (str(i), item)
             if not isinstance(p, torch.Tensor):
-                raise TypeError(f"{title} takes a model or its parameters, not a list with {p!r}.")
+                raise TypeError(f"{title} takes a model or its parameters, not a list with {kind_of(p)}.")
             if p.dim() < 2:
                 raise ValueError(f"{title}: '{name}' is a vector; give it matrices and kernels, or the whole model.")
             if id(p) not in seen:
                 seen.add(id(p))
                 weights[name] = p
     else:
-        raise TypeError(f"{title} takes a model or its parameters, not {target!r}.")
+        raise TypeError(f"{title} takes a model or its parameters, not {kind_of(target)}.")
     if not weights:
         raise ValueError(f"{title} found no hidden weight: the last layer is left out unless exclude=[] is given.")
     for name, p in weights.items():
@@ -110,7 +115,7 @@ def innermost(optimizer: Any, title: str) -> torch.optim.Optimizer:
     while (wrapped := getattr(inner, "optimizer", None) or getattr(inner, "optim", None)) is not None:
         inner = wrapped
     if not isinstance(inner, torch.optim.Optimizer):
-        raise TypeError(f"{title} needs a torch.optim.Optimizer, not {optimizer!r}.")
+        raise TypeError(f"{title} needs a torch.optim.Optimizer, not {kind_of(optimizer)}.")
     return inner
 
 
