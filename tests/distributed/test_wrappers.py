@@ -32,7 +32,7 @@ BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda p: untuned.AdamW(p, lr=0.02),
 }
 RATES = {"plain": 0.0, "nesterov": 0.9}
-START = 5  # of local steps
+START = 6  # of local steps; the last one is not averaged
 
 
 def stack() -> nn.Sequential:

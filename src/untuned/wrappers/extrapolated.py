@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from untuned.wrappers.weights import is_sharded, kind_of
+from untuned.wrappers.weights import is_sharded, kind_of, local
 
 _MASK = (1 << 63) - 1
 
@@ -141,7 +141,7 @@ class Extrapolated(torch.optim.Optimizer):
             saved, self._saved = self._saved, None
             with torch.no_grad():
                 if saved:
-                    torch._foreach_copy_(list(saved), list(saved.values()))  # pyright: ignore
+                    torch._foreach_copy_([*map(local, saved)], [*map(local, saved.values())])  # pyright: ignore
 
     def _move(self) -> None:
         """w <- w', with the old w in `_saved`."""
