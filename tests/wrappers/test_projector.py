@@ -13,6 +13,7 @@ from untuned.around import Project
 from untuned.directions import Momentum
 from untuned.step_sizes import Fixed
 from untuned.wrappers import EffectiveLR, WeightProjector, insert_norms
+from untuned.wrappers.projector import _factors_on_device
 
 
 def mlp(seed=0, eps=0.0, kind="layernorm", affine="none"):
@@ -242,6 +243,17 @@ def test_what_becomes_zero_or_not_finite_is_left_alone(bad):
     projector.project()
     assert torch.equal(one.detach(), torch.full((2, 2), bad)) or one.isnan().all()
     assert other.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_on_an_accelerator_the_factors_are_the_same():
+    """There they stay tensors, so that nothing waits for them."""
+    projector = WeightProjector([nn.Parameter(torch.full((2, 2), float(k + 1))) for k in range(4)])
+    [block] = projector._blocks()
+    for norms in ([2.0, 8.0, 1.5, 4.0], [0.0, math.nan, math.inf, 16.0]):
+        norms = [torch.tensor(n) for n in norms]
+        found = [f.item() for f in _factors_on_device(block, norms)]
+        assert found == pytest.approx(projector._factors(block, norms), rel=1e-7)
+    assert found == [1.0, 1.0, 1.0, 0.5]
 
 
 def test_a_row_of_zeros_is_left_alone():

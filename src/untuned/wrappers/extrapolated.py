@@ -48,8 +48,8 @@ class Extrapolated(torch.optim.Optimizer):
     that keeps them: `model.register_comm_hook(None, optimizer.ddp_hook)`, or `optimizer.keep_local(hook)` around
     another hook; without it a warning says so. It keeps them as they are sent: before clipping, and scaled if a
     gradient scaler is used, which is why that is to be given as `scaler`. For several micro-batches in a step, one
-    block around all of them, all but the last under `model.no_sync()`. Models with buffers (batch norm) need
-    broadcast_buffers=False, or all get those of rank 0. For local steps later, torch's own
+    block around all of them, all but the last under `model.no_sync()`. Models with buffers (batch norm) get those of
+    rank 0 in every forward, unless DDP is told not to. For local steps later, torch's own
     `PostLocalSGDOptimizer(optimizer, averager)` around this one. Sharded parameters (FSDP2) have no local gradients:
     direction="global".
 

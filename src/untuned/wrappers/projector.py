@@ -134,20 +134,21 @@ class WeightProjector:
         """Project now, whatever the count."""
         for block in self._blocks():
             norms = _joined(block, self.scope == "row")
-            device = norms[0].device
-            kept = torch.cat([one.rho.to(device).reshape(-1) for one in block])
-            factors = kept / torch.cat([n.reshape(-1) for n in norms])
-            factors = torch.where(factors.isfinite() & (factors > 0), factors, 1.0)
-            tensors, by = list[torch.Tensor](), list[torch.Tensor]()
-            for one, f in zip(block, factors.split([n.numel() for n in norms]), strict=True):
-                for p in one.tensors:
-                    tensors.append(local(p))
-                    by.append(f.reshape(-1, *[1] * (p.dim() - 1)) if len(f) > 1 else f.reshape(()))
+            by: Any = self._factors(block, norms)
+            tensors = [local(p) for one in block for p in one.tensors]
             torch._foreach_mul_(tensors, by)  # pyright: ignore[reportPrivateImportUsage]
         if self.pull:
             for tensors in self._pulled:
                 for p, end in zip(tensors, (1.0, 0.0), strict=False):
                     local(p).mul_(1 - self.pull).add_(self.pull * end)
+
+    def _factors(self, block: list[_Kept], norms: list[torch.Tensor]) -> list[Any]:
+        """kept norm / norm for each tensor; 1 where that is no positive number."""
+        if norms[0].device.type != "cpu" or self.scope == "row":
+            return _factors_on_device(block, norms)
+        found = [float(one.rho) / norm if (norm := float(n)) else 1.0 for one, n in zip(block, norms, strict=True)]
+        found = [f if 0.0 < f < math.inf else 1.0 for f in found]
+        return [f for one, f in zip(block, found, strict=True) for _ in one.tensors]
 
     def _blocks(self) -> list[list[_Kept]]:
         """What is measured and then scaled together: everything on a device, what fits into the cache of a CPU."""
@@ -200,6 +201,19 @@ def _joined(block: list[_Kept], rows: bool) -> list[torch.Tensor]:
     found = iter(norms_of([p for one in block for p in one.tensors], rows))
     each = [[next(found) for _ in one.tensors] for one in block]
     return [n[0] if len(n) == 1 else torch.linalg.vector_norm(torch.stack(n), dim=0) for n in each]
+
+
+def _factors_on_device(block: list[_Kept], norms: list[torch.Tensor]) -> list[torch.Tensor]:
+    """As `_factors`, also for norms of rows, without waiting for a GPU."""
+    kept = torch.cat([one.rho.to(norms[0].device).reshape(-1) for one in block])
+    factors = kept / torch.cat([n.reshape(-1) for n in norms])
+    factors = torch.where(factors.isfinite() & (factors > 0), factors, 1.0)
+    parts = zip(block, norms, factors.split([n.numel() for n in norms]), strict=True)
+    return [
+        f.reshape(len(f), *[1] * (p.dim() - 1)) if n.dim() else f.reshape(())
+        for one, n, f in parts
+        for p in one.tensors
+    ]
 
 
 def _of_rows(one: _Kept) -> Any:
