@@ -263,6 +263,21 @@ def test_groups_schedulers_and_scalers_work_on_it():
     again.register_step_post_hook(lambda *_: None)
 
 
+def test_what_else_the_base_optimizer_can_do_it_can():
+    model = network()
+    optimizer = Extrapolated(untuned.SGDScheduleFree(model.parameters(), lr=0.3), 0.05)
+    train(model, optimizer, range(4))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.eval()
+    assert not all(map(torch.equal, model.parameters(), before))
+    optimizer.train()
+    assert optimizer.metrics()["steps"] == 4
+    assert not hasattr(optimizer, "nothing")
+    assert not hasattr(
+        Extrapolated(torch.optim.AdamW(model.parameters(), fused=True), 0.1), "_step_supports_amp_scaling"
+    )
+
+
 def test_a_projector_finds_the_optimizer_inside():
     model = network()
     optimizer = Extrapolated(BASES["sgd"](model.parameters()), 0.05)
@@ -354,7 +369,7 @@ def test_bad_options_are_refused_in_a_sentence():
     refused(TypeError, "one gradient per step", Extrapolated, torch.optim.LBFGS([p]), 0.1)
     refused(TypeError, "takes a torch.optim.Optimizer", Extrapolated, Extrapolated(base, 0.1), 0.1)
     refused(ValueError, "direction must be", Extrapolated, base, 0.1, "sideways")
-    for bad in (-1.0, math.nan, math.inf):
+    for bad in (-1.0, math.nan, math.inf, "much"):
         refused(ValueError, "inner_lr must be", Extrapolated, base, bad)
         refused(ValueError, "nesterov must be", Extrapolated, base, 0.1, nesterov=bad)
 

@@ -410,6 +410,8 @@ def test_bad_input_is_refused_in_a_sentence():
         ({"every": 2.5}, "every must be"),
         ({"every": True}, "every must be"),
         ({"pull": 2.0}, "pull must be"),
+        ({"pull": "hard"}, "pull must be"),
+        ({"every": "day"}, "every must be"),
         ({"exclude": ["nobody"]}, "nothing in the model is named 'nobody'"),
         ({"exclude": [model]}, "found no hidden weight"),
         ({"joint": [nn.Tanh()]}, "no scale per feature"),

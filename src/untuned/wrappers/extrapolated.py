@@ -40,9 +40,10 @@ class Extrapolated(torch.optim.Optimizer):
             optimizer.step()
 
     Groups, state and defaults are those of the base optimizer, `optimizer.optimizer`, so schedulers, gradient scalers
-    and clipping work on either. Steps without the block are plain ones. A closure given to `step` is called inside a
-    block. A parameter whose last step had no gradient is not moved, nor are elements whose gradient was not finite.
-    Gradients of groups with `maximize` are followed upwards.
+    and clipping work on either, and its other public methods are this one's, too, such as `metrics()` and `eval()`.
+    Steps without the block are plain ones. A closure given to `step` is called inside a block. A parameter whose last
+    step had no gradient is not moved, nor are elements whose gradient was not finite. Gradients of groups with
+    `maximize` are followed upwards.
 
     Under DistributedDataParallel the gradients have been averaged when `backward` returns, so "local" needs the hook
     that keeps them: `model.register_comm_hook(None, optimizer.ddp_hook)`, or `optimizer.keep_local(hook)` around
@@ -88,9 +89,9 @@ class Extrapolated(torch.optim.Optimizer):
             )
         if direction not in ("local", "global", "noise"):
             raise ValueError(f"Extrapolated: direction must be 'local', 'global' or 'noise', not {direction!r}.")
-        if not 0 <= inner_lr < float("inf"):
+        if not (isinstance(inner_lr, int | float) and 0 <= inner_lr < float("inf")):
             raise ValueError(f"Extrapolated: inner_lr must be in [0, inf), not {inner_lr!r}.")
-        if not 0 <= nesterov < 1:
+        if not (isinstance(nesterov, int | float) and 0 <= nesterov < 1):
             raise ValueError(f"Extrapolated: nesterov must be in [0, 1), not {nesterov!r}.")
         if direction != "global" and any(map(is_sharded, _params(optimizer.param_groups))):
             raise ValueError("Extrapolated: of sharded parameters no process has the gradient; use direction='global'.")
@@ -116,6 +117,12 @@ class Extrapolated(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("optimizer")
+        if base is None or name.startswith("_"):  # private names say what a class can do, and this is another one
+            raise AttributeError(f"'Extrapolated' object has no attribute '{name}'")
+        return getattr(base, name)
 
     def __getstate__(self) -> dict[str, Any]:
         hooks = [key for key in self.__dict__ if key.startswith("_optimizer_")]  # as torch.optim leaves them out

@@ -88,7 +88,7 @@ class WeightProjector:
             raise ValueError(f"WeightProjector: scope must be 'tensor' or 'row', not {scope!r}.")
         if isinstance(every, bool) or not (every == math.inf or (isinstance(every, int) and every >= 1)):
             raise ValueError(f"WeightProjector: every must be a whole number from 1, or math.inf, not {every!r}.")
-        if not 0 <= pull <= 1:
+        if not (isinstance(pull, int | float) and 0 <= pull <= 1):
             raise ValueError(f"WeightProjector: pull must be in [0, 1], not {pull!r}.")
         inner = None if optimizer is None else innermost(optimizer, "WeightProjector")
         if inner is not None:
