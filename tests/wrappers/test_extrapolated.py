@@ -406,6 +406,7 @@ def test_states_that_do_not_fit_are_refused_and_nothing_changed():
         refused(
             ValueError, "does not fit parameter", optimizer.load_state_dict, good | {"extrapolation": own | {"q": bad}}
         )
+    refused(TypeError, "takes a dict", optimizer.load_state_dict, [good])
     assert optimizer.state_dict() == good
 
 

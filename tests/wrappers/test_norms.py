@@ -244,3 +244,15 @@ def test_other_bad_input_is_refused():
     refused(ValueError, "affine must be 'joint' or 'free' or 'none'", mlp(), affine=True)
     refused(TypeError, "takes a torch.nn.Module", 3)
     refused(ValueError, "calls no activation", nn.Sequential(nn.Linear(2, 2), nn.Softmax(-1)))
+
+
+def test_a_bias_that_goes_elsewhere_too_stays():
+    def skip(m, x):
+        y = m.second(x)
+        return m.b(y) + y
+
+    report = insert_norms(Forward(skip, b=nn.ReLU()))
+    assert [(one.name, one.bias_removed) for one in report.layers] == [("act.norm", "first.bias"), ("b.norm", None)]
+    twice = Forward(lambda m, x: m.second(m.b(m.second(x))), b=nn.ReLU())  # once before a norm, once before a layer
+    assert [one.bias_removed for one in insert_norms(twice).layers] == ["first.bias", None]
+    assert twice.second.bias is not None

@@ -281,6 +281,8 @@ class Extrapolated(torch.optim.Optimizer):
         """Load what `state_dict()` gave; a state of the base optimizer alone begins without q."""
         if self._saved is not None:
             raise RuntimeError("Extrapolated.load_state_dict(): leave the block of extrapolated() first.")
+        if not isinstance(state_dict, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Extrapolated.load_state_dict() takes a dict, not {kind_of(state_dict)}.")
         params = _params(self.param_groups)
         own = state_dict.get("extrapolation", {})
         if own and own.get("direction") != self.direction:
