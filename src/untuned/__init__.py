@@ -1,6 +1,6 @@
 """Training PyTorch models without tuning the learning rate."""
 
-from untuned import around, directions, gradients, iterates, schedules, step_sizes, weight_decay
+from untuned import around, directions, gradients, iterates, schedules, step_sizes, weight_decay, wrappers
 from untuned._version import __version__
 from untuned.migration import migrate
 from untuned.optimizer.optimizer import Optimizer
@@ -122,4 +122,5 @@ __all__ = [
     "schedules",
     "step_sizes",
     "weight_decay",
+    "wrappers",
 ]

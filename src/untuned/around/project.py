@@ -16,7 +16,9 @@ class Project(StepTransform):
     two dimensions is one row. What has the norm 0, at the start or after a plain step, is left alone. Meant for the
     matrices between normalisations, so give other tensors a label without it: around={"hidden": [Project()], "rest":
     []}. Differs from the paper in that: every step is projected, and the layers' scales and offsets are not. Under
-    Schedule-Free it is z that keeps its norm. Sweeps: 2. Slots: none, and two numbers per tensor or row.
+    Schedule-Free it is z that keeps its norm. For other packages' optimizers, every so many steps, and scales and
+    offsets there is `wrappers.WeightProjector`, which projects behind a step instead of inside it. Sweeps: 2. Slots:
+    none, and two numbers per tensor or row.
     """
 
     scope: str = choice(default="tensor", others=("row",))
