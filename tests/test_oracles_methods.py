@@ -688,23 +688,23 @@ def test_random_points_at_1_are_the_base_and_at_0_one_step_behind(base):
     plain, _ = oracles.random_scaled(START, logistic, 20, factors=[1.0] * 20, weight_decay=0.1, **options)
     ours, scalars = oracles.random_point(START, logistic, 20, factors=lambda n: 1.0, weight_decay=0.1, **options)
     assert_same(ours, plain, tolerance=1e-14)
-    assert_same(scalars["averaged"], plain, tolerance=1e-14)
+    assert_same(scalars["unscaled"], plain, tolerance=1e-14)
     ours, scalars = oracles.random_point(START, logistic, 20, factors=[0.0] * 20, **options)
-    assert_same(ours, [START, *scalars["averaged"][:-1]], tolerance=0)
+    assert_same(ours, [START, *scalars["unscaled"][:-1]], tolerance=0)
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 def test_random_points_lie_beside_the_path_of_the_base(base):
     uniform = np.random.default_rng(0).uniform(size=30).tolist()
     ours, scalars = oracles.random_point(START, logistic, 30, base=base, factors=uniform, lr=0.1)
-    x, w = [START, *scalars["averaged"]], [START, *ours]
+    x, w = [START, *scalars["unscaled"]], [START, *ours]
     theirs, _ = oracles.random_scaled(
         START, lambda _, k: logistic(w[k - 1], k), 30, base=base, factors=[1.0] * 30, lr=0.1
     )
     assert_same(x[1:], theirs)
     between = vector(x[:-1]) + np.array(uniform)[:, None] * np.diff(vector(x), axis=0)
     np.testing.assert_allclose(vector(ours), between, rtol=1e-13, atol=1e-14)
-    assert apart(ours, scalars["averaged"]) > 1e-2
+    assert apart(ours, scalars["unscaled"]) > 1e-2
 
 
 def test_random_points_decay_where_they_are():
@@ -712,7 +712,7 @@ def test_random_points_decay_where_they_are():
         START, lambda x, k: (0.0, [0 * a for a in x]), 20, factors=WAVE, lr=0.5, weight_decay=0.3
     )
     held = vector([START, *ours[:-1]])
-    np.testing.assert_allclose(steps_of(scalars["averaged"]), -0.15 * held, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(steps_of(scalars["unscaled"]), -0.15 * held, rtol=1e-10, atol=1e-14)
 
 
 def test_gradients_at_random_points_are_a_step_in_the_mean():
@@ -728,10 +728,10 @@ def test_gradients_at_random_points_are_a_step_in_the_mean():
     start, total = [np.array([0.7])], 0.0
     for node, weight in zip(nodes, weights, strict=True):
         ours, scalars = oracles.random_point(start, problem, 2, factors=[(node + 1) / 2, 1.0], lr=0.4, beta=0.0)
-        D = scalars["averaged"][0][0] - start[0]
-        gradient = (scalars["averaged"][0][0] - scalars["averaged"][1][0]) / 0.4
+        D = scalars["unscaled"][0][0] - start[0]
+        gradient = (scalars["unscaled"][0][0] - scalars["unscaled"][1][0]) / 0.4
         total += weight / 2 * gradient * D
-    np.testing.assert_allclose(total, F(scalars["averaged"][0]) - F(start), rtol=1e-13)
+    np.testing.assert_allclose(total, F(scalars["unscaled"][0]) - F(start), rtol=1e-13)
     assert abs(D) > 0.1 and ours
 
 

@@ -76,7 +76,7 @@ def random_point(
     The step D of SGD with averaged momentum or of AdamW takes x to x + D, and the parameters w, where the next gradient
     is taken, to x + s_n D, of the x before: s_n, n = 1, 2, ..., are ``factors`` as for random_scaled, uniform on (0, 1)
     in the paper. The decay is decoupled, inside lr, of the parameters w that were held before the step. Iterates are w;
-    ``averaged``, the point to evaluate, is x.
+    ``unscaled`` is x.
     """
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
     w, m, v, t, n = list(x), _zeros(x), _zeros(x), [0 for _ in x], 0
@@ -103,7 +103,7 @@ def random_point(
                 x[i] = x[i] + D
         iterates.append(list(w))
         averaged.append(list(x))
-    return iterates, {"averaged": averaged}
+    return iterates, {"unscaled": averaged}
 
 
 def random_scaled_schedule_free(
