@@ -18,6 +18,8 @@ PROPORTIONAL = {
     "sp",  # and without a cap it goes far on a small gradient
     "sgd",
     "sgdf",
+    "adarem",
+    "multiplicative_sgd",  # its additive part
     "tam",
     "tam of the group",
     "schedule_free_sgd",

@@ -16,6 +16,7 @@ def test_the_methods() -> None:
     assert untuned.list() == [
         "adam",
         "adamw",
+        "adarem",
         "adatam",
         "adatamw",
         "alig",
@@ -40,6 +41,8 @@ def test_the_methods() -> None:
         "momo",
         "momo_adam",
         "motaps",
+        "multiplicative_adam",
+        "multiplicative_sgd",
         "prodigy",
         "prodigy_da",
         "prodigy_gd",

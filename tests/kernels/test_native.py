@@ -58,6 +58,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradagrad_diagonal": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.01},
     "madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
     "mirror_madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
+    "adarem": {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01},
+    "multiplicative_sgd": {"lr": 0.2, "momentum": 0.5, "weight_decay": 0.01, "mix": 0.3, "additive": 2.0},
+    "multiplicative_adam": {"lr": 0.05, "weight_decay": 0.01, "rule": "power"},
     "mda": {"lr": 0.1, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
@@ -230,6 +233,10 @@ BYTES = {
     "sp": 16,
     "sps": 16,
     "sgdf": 28,
+    "adarem": 24,
+    "multiplicative_sgd": 12,
+    "multiplicative_sgd(momentum)": 20,
+    "multiplicative_adam": 28,
     "sngm": 24,
 }
 

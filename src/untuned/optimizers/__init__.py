@@ -6,6 +6,7 @@ from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
 from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, GradaGrad, MirrorMADGRAD
+from untuned.optimizers.gains import AdaRem, MultiplicativeAdam, MultiplicativeSGD
 from untuned.optimizers.momo import MoMo, MoMoAdam
 from untuned.optimizers.polyak import ALIG, MOTAPS, SP, SPS, TAPS, DecSPS, ProxSPS
 
@@ -21,6 +22,7 @@ __all__ = [
     "SPS",
     "TAM",
     "TAPS",
+    "AdaRem",
     "AdaTAM",
     "AdaTAMW",
     "Adam",
@@ -44,6 +46,8 @@ __all__ = [
     "MirrorMADGRAD",
     "MoMo",
     "MoMoAdam",
+    "MultiplicativeAdam",
+    "MultiplicativeSGD",
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",
