@@ -116,7 +116,7 @@ def test_adarem_oscillates_less_on_an_ill_conditioned_quadratic(lr):
     """With lr above 0.01 gradient descent changes the sign of x in every step; where x turns round, AdaRem waits."""
     ours, theirs = (path(make, quadratic, [[1.0, 1.0]], 30) for make in (lambda p: untuned.AdaRem(p, lr), descent(lr)))
     turns = [(points[1:, 0] * points[:-1, 0] < 0).sum() for points in (ours, theirs)]
-    assert turns[1] == 30 and turns[0] < 15
+    assert turns[1] == 30 and turns[0] < 20
     assert 0 < ours[-1, 1] < theirs[-1, 1]  # what does not turn is faster
 
 
@@ -171,7 +171,7 @@ def test_gains_of_the_versions_of_sgdf(execution):
     assert_close(gain(version="v2025-03"), 2 * K, 1e-12)
     assert gain(version="v2025-03").max() > 1  # beyond the gradient
     naive, t = gain(version="v2024-03"), np.arange(2, 31)[:, None]
-    assert_close(K / (1 - K), naive / (1 - naive) * 0.1 * (1 - 0.81**t) / 1.9, 1e-11)
+    assert_close(K / (1 - K), naive / (1 - naive) * 0.1 * (1 - 0.81**t) / 1.9, 1e-9)  # K is near 1 where g is near n
 
 
 def test_the_factor_of_the_variance_is_the_sum_of_squared_weights():

@@ -111,9 +111,8 @@ class SGDF(Optimizer):
     the squared distance of g from n: see `untuned.directions.SGDF`, also for what `version` changes: "v2025-03" takes
     2 K, "v2024-04" K, and "v2024-03" K of the uncorrected variance. Weight decay is coupled, and filtered with the
     gradient, or decoupled with `weight_decouple`. Differs from the reference implementation, which also has a sign and
-    a matrix form of the step, in that: a group at lr 0 rests; the decay is not left in p.grad, as there; and eps is
-    added to the corrected variance, as in the paper, where that code has added it before the correction since 2026.
-    Sweeps: 1. Slots: 2.
+    a matrix form of the step, in that: a group at lr 0 rests; the decay is not added to p.grad itself; and eps is as in
+    the paper and most copies of that code, while one copy adds it to s. Sweeps: 1. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))

@@ -18,11 +18,11 @@ class AdaRem(Optimizer):
     """AdaRem (experimental): arXiv 2010.11041, recalled from its one public implementation, for Flax.
 
     p <- p - lr weight_decay p - lr (1 + lam^(t-1) sign(g) m / max |m|) g, m being the average of past gradients: gains
-    between 0 and 2, above 1 where an element agrees with its past: see `untuned.gradients.AdaRem`. `momentum` puts a
-    heavy ball behind the gain. The paper gives no code, and the implementation says that it may not be right, so that
-    nothing here can be confirmed; the variant that projects, AdaRem-S, is left out. Differs from the recalled code,
-    whose steps are the same, in that: it has no momentum, its m lasts when lr is 0, and eps=0 divides by 0 there.
-    Weight decay is decoupled. Sweeps: 2. Slots: 1, 2 with momentum.
+    between 0 and 2, above 1 where an element agrees with its past, so that lr is stable up to half the rate of gradient
+    descent only: see `untuned.gradients.AdaRem`. `momentum` puts a heavy ball behind the gain; weight decay is
+    decoupled. The paper has no code, and the implementation says that it may not be right, so that nothing here can be
+    confirmed; AdaRem-S, which projects, is left out. Differs from the recalled code, whose steps are the same, in that:
+    a group at lr 0 rests; eps may be 0; and it has no momentum. Sweeps: 2. Slots: 1, 2 with momentum.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))
