@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import untuned
-from untuned.around import Project, RandomScaling
+from untuned.around import Multiplicative, Project, RandomScaling
 from untuned.directions import Adam, Gradient
 from untuned.gradients import AdaRem
 from untuned.parts.math import Reduced
@@ -31,6 +31,7 @@ CASES: dict[str, Any] = {
     "random scaling": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3)]},
     "project": lambda: {"step_size": Fixed(0.02), "around": [Project()]},
     "project rows": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3), Project(scope="row")]},
+    "multiplicative": lambda: {"step_size": Fixed(0.02), "around": [Multiplicative(mix=0.7, additive=0.5)]},
     "all, by rows": lambda: {
         "direction": Gradient(),
         "step_size": Fixed(0.2),

@@ -399,13 +399,13 @@ def test_step_sizes_that_read_the_loss_are_refused():
 def test_a_network_with_its_biases_apart_trains():
     """Groups as the caution says: weights by proportion, zero biases by plain steps."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
-    biases = [model[0].bias, model[2].bias]
+    hidden, last = torch.nn.Linear(4, 16), torch.nn.Linear(16, 1)
+    model, biases = torch.nn.Sequential(hidden, torch.nn.Tanh(), last), [hidden.bias, last.bias]
     for bias in biases:
         torch.nn.init.zeros_(bias)
     x = torch.randn(64, 4)
     y = x[:, :1] * x[:, 1:2] + 2
-    groups = [{"params": [model[0].weight, model[2].weight]}, {"params": biases, "mix": 0.0}]
+    groups = [{"params": [hidden.weight, last.weight]}, {"params": biases, "mix": 0.0}]
     optimizer = untuned.MultiplicativeAdam(groups, lr=0.03)
     losses = []
     for _ in range(300):

@@ -15,8 +15,8 @@ def _doubled(t: Any) -> Any:
 def _tanh(q: Any) -> Any:
     """tanh by arithmetic alone: Lambert's continued fraction at q / 4, cut after 17, and doubled twice.
 
-    Right to rounding in float64 too. Kernels on a CPU take 16 elements of it at a time; a call of the library's tanh for
-    each would take twenty times as long as the rest of a step.
+    Right to rounding in float64 too. Kernels on a CPU take 16 elements of it at a time; a call of the library's tanh
+    for each would take twenty times as long as the rest of a step.
     """
     s = minimum(maximum(q, -20.0), 20.0) / 4
     y = s * s

@@ -14,9 +14,10 @@ class AdaRem(GradientTransform):
         m <- beta m + (1 - beta) g                          after its use
 
     Where an element agrees with its past, the gain is up to 2, so that lr is stable up to half the rate of gradient
-    descent only; where it turns round, the gain is down to 0; lam lets the gains tend to 1. t counts the steps of the tensor. Differs from the recalled code in that: a weight decay comes after the gain;
-    eps may be 0. A tensor that is cut in two has other gains. beta and eps are group entries, so directions or iterates
-    with options of these names do not go with it. Any step size. Sweeps: 2. Slots: 1, and one number per tensor.
+    descent only; where it turns round, the gain is down to 0; lam lets the gains tend to 1. t counts the steps of the
+    tensor. Differs from the recalled code in that: a weight decay comes after the gain; eps may be 0. A tensor that is
+    cut in two has other gains. beta and eps are group entries, so directions or iterates with options of these names do
+    not go with it. Any step size. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     beta: float = hyper(default=0.9, within="[0, 1)")
