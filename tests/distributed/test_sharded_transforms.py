@@ -119,6 +119,7 @@ def test_ranks_meet_where_something_is_reduced_and_only_there(name: str, ranks: 
     Decisions and moves without sums cost none.
     """
     wanted = {"adarem": 3, "random scaling": 1, "project": 2, "project rows": 4, "all, by rows": 8}
+    wanted |= {"multiplicative": 1}
     for rank in ranks:
         assert rank[f"sharded {name}"]["reductions"] == wanted[name]
 
