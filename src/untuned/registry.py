@@ -96,6 +96,19 @@ _METHODS = {
         ("mirror_madgrad", optimizers.MirrorMADGRAD, "MADGRAD as mirror descent", "arXiv 2101.11075"),
         ("mda", optimizers.MDA, "dual averaging, momentum by averaging", "arXiv 2010.10502"),
         ("sngm", optimizers.SNGM, "momentum of normalised gradients", "arXiv 2007.13985"),
+        ("adarem", optimizers.AdaRem, "gradient with a gain per element; experimental, recalled", "arXiv 2010.11041"),
+        (
+            "multiplicative_sgd",
+            optimizers.MultiplicativeSGD,
+            "SGD, steps in proportion to the weights",
+            "arXiv 2307.07189",
+        ),
+        (
+            "multiplicative_adam",
+            optimizers.MultiplicativeAdam,
+            "Adam, steps in proportion to the weights",
+            "arXiv 2307.07189",
+        ),
         ("sgdf", optimizers.SGDF, "gradient filtered by its variance", "arXiv 2311.02818"),
         (
             "ahb_sgd",

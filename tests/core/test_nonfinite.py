@@ -21,6 +21,8 @@ PROPORTIONAL = {
     "am_msgd",
     "sgdf",
     "random_scaling_sgd",
+    "adarem",
+    "multiplicative_sgd",  # its additive part
     "tam",
     "tam of the group",
     "schedule_free_sgd",

@@ -16,6 +16,7 @@ def test_the_methods() -> None:
     assert untuned.list() == [
         "adam",
         "adamw",
+        "adarem",
         "adatam",
         "adatamw",
         "ahb_adam",
@@ -44,6 +45,8 @@ def test_the_methods() -> None:
         "momo",
         "momo_adam",
         "motaps",
+        "multiplicative_adam",
+        "multiplicative_sgd",
         "ngn",
         "prodigy",
         "prodigy_da",

@@ -25,6 +25,7 @@ POLICIES: dict[str, tuple[torch.dtype, dict[str, Any], torch.dtype]] = {  # weig
 }
 SLOTS = {"exp_avg", "exp_avg_sq", "exp_avg_var", "exp_avg_diff", "momentum_buffer", "s", "p0", "z", "ref", "delta"}
 SLOTS |= {"displacement"}
+SLOTS |= {"gradient_avg"}
 SLOTS |= {"grad_sum", "grad_sum_sq", "x0", "init_buffer", "previous_grad", "alpha", "gamma", "compensation"}
 
 

@@ -69,6 +69,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradagrad_diagonal": {"lr": 0.02},
     "madgrad": {"lr": 0.02},
     "mirror_madgrad": {"lr": 0.02},
+    "adarem": {"lr": 0.1, "momentum": 0.5},
+    "multiplicative_sgd": {"lr": 0.1, "momentum": 0.5},
+    "multiplicative_adam": {"lr": 0.02, "mix": 0.5},
     "mda": {"lr": 0.3},
     "ahb_adam": {"lr": 0.02},
     "ahb_sgd": {"lr": 0.05},
@@ -82,7 +85,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random_scaling_sgd": {"lr": 0.1},
 }
 REPLICATED = list(OPTIONS)
-FLATTENED = [name for name in OPTIONS if name not in ("tam", "adatam", "adatamw", "ldog")]  # these see whole tensors
+WHOLE = {"tam", "adatam", "adatamw", "ldog"}  # these see whole tensors
+WHOLE |= {"adarem"}
+FLATTENED = [name for name in OPTIONS if name not in WHOLE]
 SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
 

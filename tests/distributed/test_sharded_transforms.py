@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import untuned
-from untuned.around import Project, RandomScaling
+from untuned.around import Multiplicative, Project, RandomScaling
 from untuned.directions import Adam, Gradient
 from untuned.gradients import AdaRem
 from untuned.iterates import RandomPoint
@@ -35,6 +35,7 @@ CASES: dict[str, Any] = {
     "anchored": lambda: {"step_size": Fixed(0.02), "decay": Anchored()},
     "project": lambda: {"step_size": Fixed(0.02), "around": [Project()]},
     "project rows": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3), Project(scope="row")]},
+    "multiplicative": lambda: {"step_size": Fixed(0.02), "around": [Multiplicative(mix=0.7, additive=0.5)]},
     "all, by rows": lambda: {
         "direction": Gradient(),
         "step_size": Fixed(0.2),
@@ -126,6 +127,7 @@ def test_ranks_meet_where_something_is_reduced_and_only_there(name: str, ranks: 
         "random scaling": 1,
         "random point": 1,
         "anchored": 1,
+        "multiplicative": 1,
         "project": 2,
         "project rows": 4,
         "all, by rows": 8,

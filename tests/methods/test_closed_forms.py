@@ -778,6 +778,8 @@ VISIBLE = {
     "gradagrad_diagonal": {"lr": 0.05, "momentum": 0.5},
     "madgrad": {"lr": 0.05},
     "mirror_madgrad": {"lr": 0.05},
+    "multiplicative_sgd": {"lr": 0.1, "momentum": 0.5, "mix": 0.5},
+    "multiplicative_adam": {"lr": 0.05},
     "mda": {"lr": 0.5},
     "ahb_adam": {"lr": 0.05},
     "ahb_sgd": {"lr": 0.1},

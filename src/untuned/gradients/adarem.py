@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from untuned.parts import GradientTransform, Place, hyper, largest, number, ratio, sign, slot
+from untuned.parts import GradientTransform, Place, hyper, largest, number, ratio, slot
 
 
 class AdaRem(GradientTransform):
@@ -13,10 +13,11 @@ class AdaRem(GradientTransform):
         g' = (1 + lam^(t-1) sign(g) m / (M + eps)) g,   M = max |m| over the tensor        0 / 0 = 0
         m <- beta m + (1 - beta) g                          after its use
 
-    Where an element agrees with its past, the gain is up to 2; where it turns round, down to 0; lam lets the gains tend
-    to 1. t counts the steps of the tensor. Differs from the recalled code in that: a weight decay comes after the gain;
-    eps may be 0. A tensor that is cut in two has other gains. beta and eps are group entries, so directions or iterates
-    with options of these names do not go with it. Any step size. Sweeps: 2. Slots: 1, and one number per tensor.
+    Where an element agrees with its past, the gain is up to 2, so that lr is stable up to half the rate of gradient
+    descent only; where it turns round, the gain is down to 0; lam lets the gains tend to 1. t counts the steps of the
+    tensor. Differs from the recalled code in that: a weight decay comes after the gain; eps may be 0. A tensor that is
+    cut in two has other gains. beta and eps are group entries, so directions or iterates with options of these names do
+    not go with it. Any step size. Sweeps: 2. Slots: 1, and one number per tensor.
     """
 
     beta: float = hyper(default=0.9, within="[0, 1)")
@@ -33,7 +34,7 @@ class AdaRem(GradientTransform):
         c.M = most
 
     def gradient(self, x: Place, g: Any) -> Any:
-        return (1 + x.lam ** (x.t - 1) * sign(g) * ratio(x.m, x.M + x.eps)) * g
+        return g + x.lam ** (x.t - 1) * ratio(x.m, x.M + x.eps) * abs(g)
 
     def remember(self, x: Place) -> None:
         x.m = x.beta * x.m + (1 - x.beta) * x.g

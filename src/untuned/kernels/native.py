@@ -32,7 +32,7 @@ _SOURCE = """\
 from math import sqrt
 from untuned.kernels.pointers import *
 
-T = np.{arithmetic}
+T, B = np.float{bits}, np.int{bits}
 
 {functions}
 @njit(parallel={parallel}, nogil=True, **FAST)
@@ -60,15 +60,15 @@ class NumbaWriter(Writer):
 
     opening = "s{0} = carray({1}(pointers[{0}, t], o), n)"
     seed = "seed = np.uint32(table[t, {0}])"
-    cast = "T({0})"
+    cast, largest = "T({0})", "B({0}).view(T)"
 
     def __init__(self, program: Program, dtypes: dict[str, str], columns: list[Column], name: str = "chunk") -> None:
         super().__init__(program, dtypes, columns)
-        head = self.head + [f"{total} = T(0)" for total in self.totals.values()]
+        head = self.head + [f"{t} = {'T' if kind == 'sum' else 'B'}(0)" for (_, kind), t in self.totals.items()]
         body = self.loads + self.body
         for (summand, kind), total in self.totals.items():
-            largest = _TEMPLATES["max"].format(total, summand)
-            body.append(f"{total} += {summand}" if kind == "sum" else f"{total} = {largest}")
+            # the bits of numbers >= 0 are in their order, NaN last, and compilers compare 16 at a time
+            body.append(f"{total} += {summand}" if kind == "sum" else f"{total} = max({total}, T({summand}).view(B))")
         for key, value in self.stores.items():
             bits = f"bits_of(np.float32({value}))"
             stored = value if dtypes[key] != "bfloat16" else f"b{value}" if f"b{value} = {bits}" in body else bits
@@ -158,7 +158,7 @@ class Call:
             dealt = np.argsort(batch.sizes)  # each thread takes one stretch of the pieces: they are to be of equal size
             order = np.concatenate([dealt[i :: self.threads] for i in range(self.threads)])
             self.pieces = np.stack([self.first, np.append(self.first[1:], len(chunks))], 1)[order]
-        source = source.format(arithmetic=writer.arithmetic, parallel=self.threads > 1, functions=functions)
+        source = source.format(bits=writer.arithmetic[5:], parallel=self.threads > 1, functions=functions)
         self.function, self.moves = compile_source(source), "p" in stores
         self.table = np.empty((len(batch.sizes), len(self.columns) + 1))
         self.largest = [j for j, one in enumerate(program.reductions) if one.kind == "max"]

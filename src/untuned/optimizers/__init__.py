@@ -13,6 +13,7 @@ from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
 from untuned.optimizers.distance import DAdaptAdaGrad, DAdaptAdam, DAdaptAdan, DAdaptLion, DAdaptSGD, Prodigy
 from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, GradaGrad, MirrorMADGRAD
+from untuned.optimizers.gains import AdaRem, MultiplicativeAdam, MultiplicativeSGD
 from untuned.optimizers.heavy_ball import AMMSGD, AdaptiveHeavyBall, AdaptiveHeavyBallAdam
 from untuned.optimizers.momo import MoMo, MoMoAdam
 from untuned.optimizers.polyak import ALIG, MOTAPS, NGN, SP, SPS, TAPS, DecSPS, ProxSPS
@@ -32,6 +33,7 @@ __all__ = [
     "SPS",
     "TAM",
     "TAPS",
+    "AdaRem",
     "AdaTAM",
     "AdaTAMW",
     "Adam",
@@ -58,6 +60,8 @@ __all__ = [
     "MirrorMADGRAD",
     "MoMo",
     "MoMoAdam",
+    "MultiplicativeAdam",
+    "MultiplicativeSGD",
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",

@@ -105,12 +105,14 @@ class AdamW(Optimizer):
 
 
 class SGDF(Optimizer):
-    """SGD with a filtered gradient: arXiv 2311.02818, the final version.
+    """SGD with a filtered gradient: arXiv 2311.02818, the final version, or as its code had it before.
 
     p <- p - lr (n + K^gamma (g - n)), n being the average of the gradients and K the share of its variance in that and
-    the squared distance of g from n: see `untuned.directions.SGDF`. Weight decay is coupled, and filtered with the
+    the squared distance of g from n: see `untuned.directions.SGDF`, also for what `version` changes: "v2025-03" takes
+    2 K, "v2024-04" K, and "v2024-03" K of the uncorrected variance. Weight decay is coupled, and filtered with the
     gradient, or decoupled with `weight_decouple`. Differs from the reference implementation, which also has a sign and
-    a matrix form of the step, in that a group at lr 0 rests. Sweeps: 1. Slots: 2.
+    a matrix form of the step, in that: a group at lr 0 rests; the decay is not added to p.grad itself; and eps is as in
+    the paper and most copies of that code, while one copy adds it to s. Sweeps: 1. Slots: 2.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))
@@ -130,11 +132,12 @@ class SGDF(Optimizer):
         gamma: float = 0.5,
         weight_decay: float = 0.0,
         weight_decouple: bool = False,
+        version: str = "final",
         **engine: Unpack[EngineOptions],
     ) -> None:
         decoupled = check_flag("SGDF", "weight_decouple", weight_decouple)
         decay = Decoupled(weight_decay) if decoupled else Coupled(weight_decay)
-        super().__init__(params, directions.SGDF(betas, eps, gamma), Fixed(lr), Plain(), decay, **engine)
+        super().__init__(params, directions.SGDF(betas, eps, gamma, version), Fixed(lr), Plain(), decay, **engine)
 
 
 class TAM(Optimizer):
