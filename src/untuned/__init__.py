@@ -1,6 +1,6 @@
 """Training PyTorch models without tuning the learning rate."""
 
-from untuned import around, directions, gradients, iterates, schedules, step_sizes, weight_decay
+from untuned import around, directions, gradients, iterates, schedules, spa, step_sizes, weight_decay
 from untuned._version import __version__
 from untuned.migration import migrate
 from untuned.optimizer.optimizer import Optimizer
@@ -11,6 +11,7 @@ from untuned.optimizers import (
     MOTAPS,
     SGD,
     SGDF,
+    SGDSPA,
     SNGM,
     SP,
     SPS,
@@ -58,6 +59,7 @@ __all__ = [
     "MOTAPS",
     "SGD",
     "SGDF",
+    "SGDSPA",
     "SNGM",
     "SP",
     "SPS",
@@ -104,6 +106,7 @@ __all__ = [
     "iterates",
     "migrate",
     "schedules",
+    "spa",
     "step_sizes",
     "weight_decay",
 ]

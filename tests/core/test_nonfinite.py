@@ -17,6 +17,7 @@ PROPORTIONAL = {
     "mirror_madgrad",
     "sp",  # and without a cap it goes far on a small gradient
     "sgd",
+    "sgd_spa",
     "sgdf",
     "tam",
     "tam of the group",

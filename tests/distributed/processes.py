@@ -70,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "madgrad": {"lr": 0.02},
     "mirror_madgrad": {"lr": 0.02},
     "mda": {"lr": 0.3},
+    "sgd_spa": {"lr": 0.5},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.02},
 }

@@ -59,6 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
     "mirror_madgrad": {"lr": 0.02, "weight_decay": 0.01, "decouple_decay": True},
     "mda": {"lr": 0.1, "weight_decay": 0.01},
+    "sgd_spa": {"lr": 0.2, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
 }

@@ -779,6 +779,7 @@ VISIBLE = {
     "madgrad": {"lr": 0.05},
     "mirror_madgrad": {"lr": 0.05},
     "mda": {"lr": 0.5},
+    "sgd_spa": {"lr": 0.5},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.05},
     "schedule_free_sgd": {"lr": 0.5, "warmup_steps": 5},

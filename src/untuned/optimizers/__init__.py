@@ -1,6 +1,6 @@
 """Named classes: a signature, a docstring and a recipe of parts; no mathematics."""
 
-from untuned.optimizers.averaging import AdamWScheduleFree, MechanicAdamW, MechanicSGD, SGDScheduleFree
+from untuned.optimizers.averaging import SGDSPA, AdamWScheduleFree, MechanicAdamW, MechanicSGD, SGDScheduleFree
 from untuned.optimizers.classic import SGD, SGDF, TAM, Adam, AdamW, AdaTAM, AdaTAMW
 from untuned.optimizers.compose import compose
 from untuned.optimizers.convex import DAdaptDA, DAdaptGD, DoG, DoWG, LDoG, ProdigyDA, ProdigyGD, Resetting, ResettingGD
@@ -16,6 +16,7 @@ __all__ = [
     "MOTAPS",
     "SGD",
     "SGDF",
+    "SGDSPA",
     "SNGM",
     "SP",
     "SPS",
