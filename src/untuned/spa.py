@@ -31,8 +31,8 @@ def spa_from_sgdm(alphas: ArrayLike, betas: ArrayLike, eta0: float | None = None
         c_{k+1} = alpha_k / eta_k,    eta_{k+1} = (eta_k - alpha_k) / beta_{k+1}
 
     The form is not unique: every eta_0 from the smallest feasible one on, the sum over k of alpha_k beta_1 ... beta_k,
-    gives the same points. Without `eta0` it is alpha_0 / (1 - beta_1), which for constant alpha and beta stays as it is,
-    or the smallest feasible one where that leads to c > 1. Any other grows by up to 1 / beta a step, and so do errors:
+    gives the same points. Without `eta0` it is alpha_0 / (1 - beta_1), which stays as it is while alpha and beta do, or
+    the smallest feasible one where that leads to c > 1. Any other grows by up to 1 / beta a step, and so do errors:
     convert once, beforehand, and do not recover c while training. betas[0] does not matter.
 
     >>> from untuned.spa import spa_from_sgdm
@@ -139,8 +139,8 @@ class LyapunovMonitor:
     Call `record(loss)` between `backward()` and `step()`, with the loss at the parameters as they are. It appends V to
     `values` and returns it; the loss gains the quadratic of a coupled weight decay, whose gradient the steps take. Of
     several groups each counts with its own lr and momentum. With stochastic gradients V may rise, and says nothing.
-    It reads |x_k - x_{k-1}| = c / (1 - c) |z_k - x_k| off the slot z and keeps no copy of the parameters. Create it before
-    the first step; a group at lr 0 counts as at rest.
+    It reads |x_k - x_{k-1}| = c / (1 - c) |z_k - x_k| off the slot z and keeps no copy of the parameters. Create it
+    before the first step; a group at lr 0 counts as at rest.
 
     >>> import torch, untuned
     >>> from untuned.spa import LyapunovMonitor

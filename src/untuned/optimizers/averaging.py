@@ -87,11 +87,11 @@ class SGDSPA(Optimizer):
     """SGD with momentum as primal averaging: arXiv 2010.00406.
 
     z <- z - lr g;  p <- momentum p + (1 - momentum) z.  lr is that of gradient descent: heavy ball with the same
-    momentum has (1 - momentum) times it, and while lr, momentum and weight decay (coupled) are constant both lead through
-    the same points. Under schedules they differ: here it is 1 - momentum, called c, that one lowers, by
-    `untuned.schedules.MomentumDecay`; `untuned.spa` converts a schedule of one form into the other and has the Lyapunov
-    function. What p holds is the average, in training and after it. There is no reference implementation; a group at
-    lr 0 rests. Sweeps: 1. Slots: 1.
+    momentum has (1 - momentum) times it, and while lr, momentum and weight decay (coupled) are constant both lead
+    through the same points. Under schedules they differ: here it is 1 - momentum, called c, that one lowers, by
+    `untuned.schedules.MomentumDecay`; `untuned.spa` converts schedules of one form into those of the other and has the
+    Lyapunov function. p holds the average, in training and after it. Differs from torch.optim.SGD, beside the form, in
+    that a group at lr 0 rests. Sweeps: 1. Slots: 1.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))
