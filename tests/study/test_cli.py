@@ -59,6 +59,8 @@ def test_every_command_has_help(run: Untuned) -> None:
         ["replay"],
         ["replay", "momo-mnist"],
         ["replay", "logreg12"],
+        ["study"],
+        ["study", "saddle"],
         ["bench"],
         ["report"],
         ["list"],

@@ -28,6 +28,14 @@ class Problem(nn.Module, abc.ABC):
         self._random = [np.random.default_rng(seed) for seed in self.seeds]  # data, where it starts, samples
 
     @abc.abstractmethod
+    def arrived(self, w: Tensor) -> Tensor:
+        """Which runs are where the study ends: [runs]."""
+
+    @abc.abstractmethod
+    def shown(self, w: Tensor) -> Tensor:
+        """Two numbers of each run to draw: [runs, 2]."""
+
+    @abc.abstractmethod
     def losses(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """[runs, d], on samples [runs, batch] or all -> [runs]."""
 
@@ -97,7 +105,10 @@ class Saddle(Problem):
             w = w - (self.curvature * w + b + 10 * w**9) / (self.curvature + 90 * w**8)
         return w
 
-    def escaped(self, w: Tensor) -> Tensor:
+    def shown(self, w: Tensor) -> Tensor:
+        return w
+
+    def arrived(self, w: Tensor) -> Tensor:
         """Which runs have covered half of the descent from f(0) = 0 to the valley they are in: [runs]."""
         here = self.depth.gather(1, (w[:, 1] > 0).long()[:, None])[:, 0]
         return self.losses(w) <= here / 2
@@ -135,6 +146,14 @@ class PhaseRetrieval(Problem):
         a, q, y = self._inner(w, None)
         return a.mT @ (4 * (3 * q**2 - y)[..., None] * a) / self.n
 
+    def shown(self, w: Tensor) -> Tensor:
+        """The error and f."""
+        return torch.stack([self.error(w), self.losses(w)], -1)
+
+    def arrived(self, w: Tensor) -> Tensor:
+        """Which runs have an error of at most a tenth."""
+        return self.error(w) <= 0.1
+
     def error(self, w: Tensor) -> Tensor:
         """min over the sign of |w -+ w*| / |w*|: [runs]."""
         far = torch.stack([(w - self.solution).norm(dim=-1), (w + self.solution).norm(dim=-1)])
@@ -144,8 +163,8 @@ class PhaseRetrieval(Problem):
 def growth(beta: float, eta: float, curvature: float) -> float:
     """By what share a step with momentum grows the distance from a saddle, along a direction of -`curvature`.
 
-    The larger root of z^2 - (1 + beta + eta curvature) z + beta, minus 1; about eta curvature / (1 - beta) while that is
-    far below 1 - beta.
+    The larger root of z^2 - (1 + beta + eta curvature) z + beta, minus 1; about eta curvature / (1 - beta) while that
+    is far below 1 - beta.
     """
     half = (1 - beta - eta * curvature) / 2
     return (half**2 + eta * curvature) ** 0.5 - half

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,9 +28,10 @@ The paper: escape is faster by the factor 1 - beta, as long as momentum and grad
 ![paths, escape times, errors, shares](saddle.png)
 
 Means over the seeds that arrived. Of steps / (1 - beta) the paper predicts that they are the same for every beta; to
-beta 0: their ratio, seed by seed, with the 95 % bootstrap interval of its mean. APAG: <grad f, m - g> / |grad f|^2 >= {limit}; share of measurements,
-and the ratio of the means of both sides. CNC: mean <m, v>^2 where the curvature is negative. APCG, GrACE: means of
-<grad f, M m> / (eta sigma(M) |grad f|^2) and of [eta <grad f, g - m> + eta^2/2 m'Hm] / eta^2.
+beta 0: their ratio, seed by seed, with the 95 % bootstrap interval of its mean. APAG: <grad f, m - g> / |grad f|^2 is
+at least {limit}; share of measurements, and the ratio of the means of both sides. CNC: mean <m, v>^2 where the
+curvature is negative. APCG, GrACE: means of <grad f, M m> / (eta sigma(M) |grad f|^2) and of
+[eta <grad f, g - m> + eta^2/2 m'Hm] / eta^2. All are medians over seeds, but the share, which is a mean.
 """
 _COLUMNS = ("beta", "arrived", "diverged", "steps", "steps / (1 - beta)", "off their mean", "to beta 0", "interval")
 _COLUMNS += ("APAG share", "APAG mean", "CNC", "APCG", "GrACE")
@@ -95,13 +97,16 @@ def _row(beta: float, outcomes: Sequence[Outcome], means: dict[float, float], st
 
 def _findings(name: str, outcomes: Sequence[Outcome], means: dict[float, float]) -> list[str]:
     if name == "saddle":
+        if any(map(math.isnan, means.values())):
+            return ["Not every beta has runs that arrived."]
         off = max(abs(m / np.mean(list(means.values())) - 1) for m in means.values())
         largest = max(means)
         ratio = predicted(largest, means[0.0]) / means[0.0] - 1
         return [
             f"Steps / (1 - beta) differ from their mean by at most {100 * off:.1f} %.",
-            f"At beta {largest:g} the growth per step, the larger root of the recursion, and the steps in which momentum "
-            f"builds up predict {100 * ratio:.1f} % more than at beta 0; the noise of few seeds can hide it.",
+            f"At beta {largest:g} the growth per step, the larger root of the recursion, and the steps in which "
+            f"momentum builds up predict {100 * ratio:.1f} % more than at beta 0. With exact gradients that is what it "
+            "takes; with single samples their noise moves runs off the saddle too. The interval says what is known.",
             "The gradient at the saddle is small beside the noise of a sample, so that single APAG ratios scatter "
             "beyond both limits for every beta > 0, and their share says little; their mean stays above the limit.",
         ]
@@ -134,18 +139,18 @@ def _title(ax: Axes, text: str) -> None:
     ax.set_title(text, fontsize=10.5, loc="left", weight="bold")
 
 
-def _paths(ax: Axes, _: Sequence[Outcome], points: Sequence[Point], looks: dict[float, Style]) -> None:
-    """The paths of seed 0 on the level lines of its f."""
-    _title(ax, "Saddle in the plane: paths of seed 0")
-    import torch
-
-    problem = Saddle([0])
+def _paths(ax: Axes, outcomes: Sequence[Outcome], points: Sequence[Point], looks: dict[float, Style]) -> None:
+    """The paths of the seed that arrives first, on the level lines of its f; its runs go on while others are away."""
+    mine = [o for o in outcomes if o.problem == "saddle"]
+    seed = min(mine, key=lambda o: math.inf if math.isnan(o.steps) else o.scaled).seed
+    _title(ax, f"Saddle in the plane: paths of seed {seed}")
+    problem = Saddle([seed])
     lines = np.linspace(-0.4, 0.4, 81), np.linspace(-0.75, 0.75, 121)
     grid = torch.tensor(np.stack(np.meshgrid(*lines), -1).reshape(-1, 1, 2))
     f = np.array([problem.losses(w).item() for w in grid]).reshape(121, 81)
-    ax.contour(*lines, f, levels=15, colors="#B0B0B0", linewidths=0.7)
+    ax.contour(*lines, f, levels=np.linspace(-0.03, 0.06, 19), colors="#B0B0B0", linewidths=0.7)
     for beta, style in looks.items():
-        xy = np.array([(p.x, p.y) for p in points if p.problem == "saddle" and p.beta == beta and p.seed == 0])
+        xy = np.array([(p.x, p.y) for p in points if p.problem == "saddle" and p.beta == beta and p.seed == seed])
         ax.plot(*xy.T, color=style.color, ls=style.dash, lw=1.1)
         ax.plot(*xy[-1], style.marker, color=style.color, ms=7, mec="white", zorder=3)
     ax.plot(0, 0, "+", color=charts.INK, ms=10, mew=1.5)
@@ -170,10 +175,10 @@ def _times(ax: Axes, outcomes: Sequence[Outcome], _: Sequence[Point], looks: dic
     curve = np.linspace(0, max(looks), 60)
     ax.plot(curve, [predicted(b, means[0.0]) for b in curve], color=charts.INK, lw=1, ls=(0, (4, 3)))
     ax.annotate(
-        "from the growth per step", (curve[30], predicted(curve[30], means[0.0])), (0, 6), textcoords="offset points",
-        ha="center", fontsize=8.5,
+        "from the growth per step", (curve[4], predicted(curve[4], means[0.0])), (0, 6), textcoords="offset points",
+        fontsize=8.5,
     )  # fmt: skip
-    ax.set_ylim(0, 1.1 * max(o.scaled for o in mine if not math.isnan(o.scaled)))
+    ax.set_ylim(bottom=0)
     ax.set(xlabel="beta", ylabel="steps to half of the descent, times 1/(1 - beta)")
 
 
@@ -202,10 +207,11 @@ def _shares(ax: Axes, outcomes: Sequence[Outcome], _: Sequence[Point], looks: di
         for x, (beta, style) in enumerate(looks.items()):
             shares = 100 * np.array([o.apag_within for o in outcomes if o.problem == name and o.beta == beta])
             place, filled = x + 0.24 * (i - 0.5), name == "phase"
-            low, high = interval(shares[~np.isnan(shares)]) or (np.nanmean(shares), np.nanmean(shares))
+            mean = float(np.nanmean(shares))
+            low, high = interval(shares[~np.isnan(shares)]) or (mean, mean)
             ax.plot([place, place], [low, high], color=style.color)
             face = style.color if filled else "white"
-            ax.plot(place, np.nanmean(shares), style.marker, color=style.color, mfc=face, ms=8)
+            ax.plot(place, mean, style.marker, color=style.color, mfc=face, ms=8)
         ax.plot([], [], "o", color="#8C8C8C", mfc="#8C8C8C" if name == "phase" else "white", label=setting.title)
     ax.axhline(100 * ENOUGH, color=charts.INK, lw=0.9, ls=(0, (2, 2)))
     ax.annotate("flagged below", (0.02, 100 * ENOUGH), (0, -3), va="top", fontsize=8.5,
