@@ -142,7 +142,10 @@ def study_saddle(
     Writes saddle.csv and paths.csv as it goes, then saddle.md and saddle.png.
     """
     from untuned.study import saddle, saddle_report
+    from untuned.study.config import StudyError
 
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is no folder; choose another --out")
     outcomes, points = [], []
     for found, path in saddle.study(out, seeds):
         outcomes, points = outcomes + found, points + path

@@ -99,6 +99,7 @@ def _findings(name: str, outcomes: Sequence[Outcome], means: dict[float, float])
     if name == "saddle":
         if any(map(math.isnan, means.values())):
             return ["Not every beta has runs that arrived."]
+        lowest = min(o.apag_mean for o in outcomes)
         off = max(abs(m / np.mean(list(means.values())) - 1) for m in means.values())
         largest = max(means)
         ratio = predicted(largest, means[0.0]) / means[0.0] - 1
@@ -108,7 +109,7 @@ def _findings(name: str, outcomes: Sequence[Outcome], means: dict[float, float])
             f"momentum builds up predict {100 * ratio:.1f} % more than at beta 0. With exact gradients that is what it "
             "takes; with single samples their noise moves runs off the saddle too. The interval says what is known.",
             "The gradient at the saddle is small beside the noise of a sample, so that single APAG ratios scatter "
-            "beyond both limits for every beta > 0, and their share says little; their mean stays above the limit.",
+            f"around the limit for every beta > 0, and their share says little. Their lowest mean is {lowest:.2g}.",
         ]
     bad = flagged(outcomes)
     good = [beta for beta in means if not any(beta >= b for b in bad)]
