@@ -186,6 +186,15 @@ def test_a_run_with_momentum_decay_resumes_bitwise(shape: str) -> None:
             torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
 
 
+def test_a_schedule_made_again_checks_from_where_the_first_began() -> None:
+    optimizer = spa(momentum=0.99)
+    with pytest.warns(UserWarning, match="at 22 steps from 1 to 22 "):
+        schedule = MomentumDecay(optimizer, 400, final_c=0.1)
+    used(optimizer, [schedule], 300, "momentum")
+    with pytest.warns(UserWarning, match="at 22 steps from 1 to 22 "):
+        MomentumDecay(optimizer, 400, final_c=0.1)
+
+
 def test_two_resumed_runs_are_the_same_bits() -> None:
     runs = []
     for stop in (None, 3):

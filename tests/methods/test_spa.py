@@ -96,6 +96,10 @@ def test_constants_stay_constant_however_long_the_run():
     alphas, betas = sgdm_from_spa(etas, cs)
     assert_close(alphas, 0.1, 1e-15)
     assert_close(betas[1:], 0.9, 1e-15)
+    for alpha, beta in np.random.default_rng(0).uniform([0.01, 0.5], [1, 0.99], (20, 2)):
+        etas, cs = spa_from_sgdm(np.full(2000, alpha), np.full(2000, beta))
+        assert (etas == etas[0]).all()
+        assert_close(cs, 1 - beta, 1e-14)
 
 
 def test_the_smallest_feasible_eta_where_the_natural_one_is_not():
@@ -395,7 +399,9 @@ def test_the_monitor_in_several_groups_and_over_a_skipped_step():
         before = [p.detach().clone() for p in params] if k != 3 else before
         if k == 3:
             params[0].grad[0, 0] = torch.nan
+            optimizer.param_groups[0]["momentum"] = 0.1  # of a step that never was
         optimizer.step()
+        optimizer.param_groups[0]["momentum"] = 0.9
     assert (np.diff(monitor.values) <= 0).all()
 
 
