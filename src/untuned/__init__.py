@@ -1,6 +1,6 @@
 """Training PyTorch models without tuning the learning rate."""
 
-from untuned import around, directions, gradients, iterates, schedules, step_sizes, weight_decay, wrappers
+from untuned import around, directions, gradients, iterates, schedules, spa, step_sizes, weight_decay, wrappers
 from untuned._version import __version__
 from untuned.migration import migrate
 from untuned.optimizer.optimizer import Optimizer
@@ -13,6 +13,7 @@ from untuned.optimizers import (
     NGN,
     SGD,
     SGDF,
+    SGDSPA,
     SNGM,
     SP,
     SPS,
@@ -71,6 +72,7 @@ __all__ = [
     "NGN",
     "SGD",
     "SGDF",
+    "SGDSPA",
     "SNGM",
     "SP",
     "SPS",
@@ -126,6 +128,7 @@ __all__ = [
     "iterates",
     "migrate",
     "schedules",
+    "spa",
     "step_sizes",
     "weight_decay",
     "wrappers",

@@ -121,6 +121,7 @@ _METHODS = {
         ("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),
+        ("sgd_spa", optimizers.SGDSPA, "momentum by averaging the iterates", "arXiv 2010.00406"),
         ("schedule_free_sgd", optimizers.SGDScheduleFree, f"SGD, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
         ("schedule_free_adamw", optimizers.AdamWScheduleFree, f"AdamW, {_SCHEDULE_FREE}", "arXiv 2405.15682"),
         (

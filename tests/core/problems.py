@@ -58,6 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "schedule_free_adamw": {"lr": 0.05, "weight_decay": 0.1, "warmup_steps": 3},
     "schedule_free_sgd": {"lr": 0.5, "weight_decay": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    "sgd_spa": {"lr": 0.5, "weight_decay": 0.01},
     "sgdf": {"lr": 0.2, "weight_decay": 0.01},
     "ahb_adam": {"lr": 0.05, "weight_decay": 0.1},
     "ahb_sgd": {"lr": 0.1, "weight_decay": 0.01},

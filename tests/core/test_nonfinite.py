@@ -19,6 +19,7 @@ PROPORTIONAL = {
     "sgd",
     "ahb_sgd",
     "am_msgd",
+    "sgd_spa",
     "sgdf",
     "random_scaling_sgd",
     "adarem",

@@ -60,6 +60,7 @@ def test_the_methods() -> None:
         "schedule_free_adamw",
         "schedule_free_sgd",
         "sgd",
+        "sgd_spa",
         "sgdf",
         "sngm",
         "sp",

@@ -76,6 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ahb_adam": {"lr": 0.02},
     "ahb_sgd": {"lr": 0.05},
     "am_msgd": {"lr": 0.05},
+    "sgd_spa": {"lr": 0.5},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.02},
     "gpa_adamw": {"lr": 0.02, "keep": 0.8},

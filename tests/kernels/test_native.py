@@ -65,6 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ahb_adam": {"lr": 0.02, "weight_decay": 0.1},
     "ahb_sgd": {"lr": 0.05, "weight_decay": 0.01},
     "am_msgd": {"lr": 0.05, "weight_decay": 0.01},
+    "sgd_spa": {"lr": 0.2, "weight_decay": 0.01},
     "sgdf": {"lr": 0.1, "weight_decay": 0.01},
     "sngm": {"lr": 0.5, "weight_decay": 0.01},
     "gpa_adamw": {"lr": 0.02, "weight_decay": 0.1, "keep": 0.8},

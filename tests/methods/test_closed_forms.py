@@ -784,6 +784,7 @@ VISIBLE = {
     "ahb_adam": {"lr": 0.05},
     "ahb_sgd": {"lr": 0.1},
     "am_msgd": {"lr": 0.1},
+    "sgd_spa": {"lr": 0.5},
     "sgdf": {"lr": 0.1},
     "sngm": {"lr": 0.05},
     "schedule_free_sgd": {"lr": 0.5, "warmup_steps": 5},

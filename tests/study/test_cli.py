@@ -59,6 +59,8 @@ def test_every_command_has_help(run: Untuned) -> None:
         ["replay"],
         ["replay", "momo-mnist"],
         ["replay", "logreg12"],
+        ["study"],
+        ["study", "saddle"],
         ["bench"],
         ["report"],
         ["list"],
@@ -173,6 +175,12 @@ def test_a_mended_task_goes_on_and_a_study_grows(run: Untuned, monkeypatch: pyte
         (["report", "occupied"], "occupied holds no study: study.json is missing"),
         (["show", "momo-adm"], "'momo-adm'; did you mean momo_adam"),
         (["data", "fetch", "iris-of-mine"], "iris-of-mine"),
+        (
+            ["study", "saddle", "--out", "occupied/notes.txt"],
+            "untuned: occupied/notes.txt is no folder; choose another",
+        ),
+        (["study", "saddle"], "Missing option '--out'"),
+        (["study", "saddle", "--out", "new", "--seeds", "1"], "--seeds"),
         (["replay", "prodigy-mnist"], "No such command 'prodigy-mnist'"),
         (
             ["replay", "logreg12", "--sets", "iris,shuttle"],

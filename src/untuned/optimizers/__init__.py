@@ -1,6 +1,7 @@
 """Named classes: a signature, a docstring and a recipe of parts; no mathematics."""
 
 from untuned.optimizers.averaging import (
+    SGDSPA,
     AdamWScheduleFree,
     GPAAdamW,
     MechanicAdamW,
@@ -28,6 +29,7 @@ __all__ = [
     "NGN",
     "SGD",
     "SGDF",
+    "SGDSPA",
     "SNGM",
     "SP",
     "SPS",

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from untuned import directions, step_sizes
 from untuned.directions import Gradient, Momentum, RMSProp
-from untuned.iterates import GPA, Mechanic, ScheduleFree
+from untuned.iterates import GPA, Mechanic, PrimalAverage, ScheduleFree
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Fixed, WarmedUp
@@ -172,6 +172,36 @@ class GPAAdamW(Optimizer):
     ) -> None:
         direction, decay = directions.Adam(betas, eps), Decoupled(weight_decay)
         super().__init__(params, direction, Fixed(lr), GPA(train, keep), decay, **engine)
+
+
+class SGDSPA(Optimizer):
+    """SGD with momentum as primal averaging: arXiv 2010.00406.
+
+    z <- z - lr g;  p <- momentum p + (1 - momentum) z.  lr is that of gradient descent: heavy ball with the same
+    momentum has (1 - momentum) times it, and while lr, momentum and weight decay (coupled) are constant both lead
+    through the same points. Under schedules they differ: here it is 1 - momentum, called c, that one lowers, by
+    `untuned.schedules.MomentumDecay`; `untuned.spa` converts schedules of one form into those of the other and has the
+    Lyapunov function. p holds the average, in training and after it. Differs from torch.optim.SGD, beside the form, in
+    that a group at lr 0 rests. Sweeps: 1. Slots: 1.
+
+    >>> import torch, untuned
+    >>> w = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = untuned.SGDSPA([w], lr=0.5, momentum=0.75)
+    >>> (w**2 / 2).sum().backward()
+    >>> optimizer.step()                                  # z is 2, and a quarter of the way to it is gone
+    >>> w.item()
+    3.5
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        super().__init__(params, Gradient(), Fixed(lr), PrimalAverage(momentum), Coupled(weight_decay), **engine)
 
 
 class MechanicSGD(Optimizer):

@@ -33,6 +33,8 @@ replay = typer.Typer(
     help="Run the study of a published table again and print ours beside the published numbers.", no_args_is_help=True
 )
 app.add_typer(replay, name="replay")
+study = typer.Typer(help="Studies of single findings, with a page and a picture.", no_args_is_help=True)
+app.add_typer(study, name="study")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
 Workers = Annotated[
@@ -128,6 +130,28 @@ def replay_logreg12(
     store = _run(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
     print(replay.write_logreg12(store))
     _exit_if_crashed(store)
+
+
+@study.command("saddle")
+def study_saddle(
+    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier study in it is written over.")],
+    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds; they run side by side.")] = 6,
+) -> None:
+    """How fast momentum leaves saddles, and when it is too much: arXiv 2106.02985. 20 seconds on one core.
+
+    Writes saddle.csv and paths.csv as it goes, then saddle.md and saddle.png.
+    """
+    from untuned.study import saddle, saddle_report
+    from untuned.study.config import StudyError
+
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is no folder; choose another --out")
+    outcomes, points = [], []
+    for found, path in saddle.study(out, seeds):
+        outcomes, points = outcomes + found, points + path
+        mean = saddle_report.scaled_means(found)[found[0].beta]
+        print(f"{found[0].problem} beta {found[0].beta:g}: {mean:.0f} steps / (1 - beta)", flush=True)
+    print(f"report: {saddle_report.write(out, outcomes, points)}")
 
 
 @app.command()
