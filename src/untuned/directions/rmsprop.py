@@ -13,13 +13,13 @@ class RMSProp(Direction):
         v <- beta2 v + (1 - beta2) b g^2
         u  = a g / (sqrt(v / (1 - beta2^t)) + sqrt(b) eps)
 
-    The direction inside Schedule-Free AdamW, whose iterate does the averaging. With `correct=False` v is not corrected,
+    The direction inside Schedule-Free AdamW, whose iterate does the averaging. With `corrected=False` v stays as it is,
     as in torch.optim.RMSprop, and the correction is left to step sizes that apply it. Slots: 1.
     """
 
     beta2: float = hyper(default=0.999, within="[0, 1)")
     eps: float = hyper(default=1e-8, within="(0, inf)")
-    correct: bool = True
+    corrected: bool = True
     gives: ClassVar[frozenset[str]] = frozenset({"average", "diagonal", "weighted"})
     v = slot("exp_avg_sq")
 
@@ -33,11 +33,11 @@ class RMSProp(Direction):
         x.v = x.beta2 * x.v + (1 - x.beta2) * x.b * x.g * x.g
 
     def scale(self, x: Place) -> Any:
-        c2 = 1 - x.beta2**x.t if self.correct else 1.0
+        c2 = 1 - x.beta2**x.t if self.corrected else 1.0
         return sqrt(x.v / c2) + sqrt(x.b) * x.eps
 
     def unit(self, x: Place) -> Any:
         return x.a * x.g / x.scale
 
     def factor(self, x: Place) -> Any:
-        return 1.0 if self.correct else sqrt(1 - x.beta2**x.t)
+        return 1.0 if self.corrected else sqrt(1 - x.beta2**x.t)

@@ -10,9 +10,9 @@ import torch
 class EngineOptions(TypedDict, total=False):
     """Options every optimizer of the library takes, by keyword.
 
-    gradient, around: lists of transforms of the gradient and of the plain step, before those the method has itself:
-    untuned.AdamW(params, gradient=[untuned.gradients.Norms()]). maximize: ascend instead of descend; a bound of the
-    loss (lb, target) is then one of minus the loss. skip_nonfinite: leave everything as it was in a step where a
+    gradient, around: lists of transforms of the gradient, before those of the method, and of the plain step, behind
+    them: untuned.AdamW(params, gradient=[untuned.gradients.Norms()]). maximize: ascend instead of descend; a bound of
+    the loss (lb, target) is then one of minus the loss. skip_nonfinite: leave everything as it was in a step where a
     gradient, its square, or the loss that the method reads is not finite, and count it in `metrics()["skipped"]`; costs
     one read of the gradients. slot_dtype: the dtype of slots (default: float32 for float16 and bfloat16 parameters,
     else the parameter's). loss_group: the process group over whose ranks the loss is averaged, "world" (default; with

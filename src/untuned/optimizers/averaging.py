@@ -137,7 +137,7 @@ class ProdigyScheduleFree(Optimizer):
             bias_correction=use_bias_correction,
         )
         iterate = ScheduleFree(beta, r, weight_lr_power)
-        super().__init__(params, RMSProp(beta2, eps, correct=False), rule, iterate, Decoupled(weight_decay), **engine)
+        super().__init__(params, RMSProp(beta2, eps, corrected=False), rule, iterate, Decoupled(weight_decay), **engine)
 
 
 class GPAAdamW(Optimizer):

@@ -46,7 +46,8 @@ class AdaRem(Optimizer):
     ) -> None:
         direction, gain = Momentum(momentum), gradients.AdaRem(beta, lam, eps)
         direction = direction if momentum else Gradient()
-        super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), gradient=[gain], **engine)
+        engine["gradient"] = [*engine.get("gradient", ()), gain]
+        super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
 
 
 class MultiplicativeSGD(Optimizer):
@@ -83,8 +84,8 @@ class MultiplicativeSGD(Optimizer):
     ) -> None:
         direction = Momentum(momentum, dampening, nesterov)
         direction = direction if momentum else Gradient()
-        around = [Multiplicative(eta_in, mix, additive, rule)]
-        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), around=around, **engine)
+        engine["around"] = [Multiplicative(eta_in, mix, additive, rule), *engine.get("around", ())]
+        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
 
 
 class MultiplicativeAdam(Optimizer):
@@ -119,5 +120,6 @@ class MultiplicativeAdam(Optimizer):
         rule: str = "abs",
         **engine: Unpack[EngineOptions],
     ) -> None:
-        direction, around = directions.Adam(betas, eps), [Multiplicative(eta_in, mix, additive, rule)]
-        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), around=around, **engine)
+        engine["around"] = [Multiplicative(eta_in, mix, additive, rule), *engine.get("around", ())]
+        direction = directions.Adam(betas, eps)
+        super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)

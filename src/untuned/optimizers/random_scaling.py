@@ -43,8 +43,8 @@ class RandomScalingSGD(Optimizer):
     ) -> None:
         direction = Momentum(beta, beta, from_zero=True)
         direction = direction if beta else Gradient()
-        decay, around = Decoupled(weight_decay), [RandomScaling(seed)]
-        super().__init__(params, direction, Fixed(lr), Plain(), decay, around=around, **engine)
+        engine["around"] = [RandomScaling(seed), *engine.get("around", ())]
+        super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
 
 
 class RandomScalingAdamW(Optimizer):
@@ -73,5 +73,6 @@ class RandomScalingAdamW(Optimizer):
         seed: int = 0,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        direction, decay = directions.Adam(betas, eps), Decoupled(weight_decay)
-        super().__init__(params, direction, Fixed(lr), Plain(), decay, around=[RandomScaling(seed)], **engine)
+        direction = directions.Adam(betas, eps)
+        engine["around"] = [RandomScaling(seed), *engine.get("around", ())]
+        super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
