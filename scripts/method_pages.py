@@ -34,6 +34,7 @@ from untuned.study.charts import decades
 OUT = Path(__file__).parents[1] / "docs" / "methods"
 README = Path(__file__).parents[1] / "README.md"
 ROLES = {"direction": "Direction", "step_size": "Step size", "iterate": "Iterate", "decay": "Weight decay"}
+ROLES |= {"gradient 1": "Transform of the gradient", "around 1": "Transform of the step"}
 REQUIRED = {"samples": 1000}  # options without a default
 _WRITTEN = "<!-- Written by scripts/method_pages.py: change the docstrings, the registry or notes.toml instead. -->"
 
