@@ -1,5 +1,7 @@
 """Learning-rate schedules, as `torch.optim.lr_scheduler` classes to step after every optimizer step."""
 
 from untuned.schedules.linear_decay import LinearDecay, Warmup
+from untuned.schedules.refine import bound, numeric, refine
+from untuned.schedules.shapes import SHAPES, Schedule
 
-__all__ = ["LinearDecay", "Warmup"]
+__all__ = ["SHAPES", "LinearDecay", "Schedule", "Warmup", "bound", "numeric", "refine"]
