@@ -1,7 +1,9 @@
 """Learning-rate schedules, as `torch.optim.lr_scheduler` classes to step after every optimizer step."""
 
 from untuned.schedules.linear_decay import LinearDecay, Warmup
+from untuned.schedules.norms import NormRecorder
 from untuned.schedules.refine import bound, numeric, refine
+from untuned.schedules.refined import Refined
 from untuned.schedules.shapes import SHAPES, Schedule
 
-__all__ = ["SHAPES", "LinearDecay", "Schedule", "Warmup", "bound", "numeric", "refine"]
+__all__ = ["SHAPES", "LinearDecay", "NormRecorder", "Refined", "Schedule", "Warmup", "bound", "numeric", "refine"]
