@@ -37,7 +37,7 @@ def wrapped(model: nn.Module, how: str) -> nn.Module:
 def half(rank: int) -> Any:
     """Each process steps one of two layers, with the gradient of all data."""
     model = processes.network()
-    return model, Bare(list(model[2 * rank].parameters()), lr=0.1)
+    return model, Bare(model.get_submodule(str(2 * rank)).parameters(), lr=0.1)
 
 
 def recorded(rank: int, folder: Path) -> dict[str, Any]:

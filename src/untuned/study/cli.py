@@ -13,6 +13,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
 
 from untuned.study.check import check
+from untuned.study.schedule_cli import schedule
 
 if TYPE_CHECKING:
     from untuned.study.config import Study
@@ -33,6 +34,7 @@ replay = typer.Typer(
     help="Run the study of a published table again and print ours beside the published numbers.", no_args_is_help=True
 )
 app.add_typer(replay, name="replay")
+app.add_typer(schedule, name="schedule")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
 Workers = Annotated[

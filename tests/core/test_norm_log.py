@@ -204,9 +204,9 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 import torch
 from pathlib import Path
-import test_norms
+import test_norm_log
 from untuned.schedules import NormRecorder, tables
-optimizer = torch.optim.SGD(test_norms.parameters(), lr=0.5)
+optimizer = torch.optim.SGD(test_norm_log.parameters(), lr=0.5)
 recorder = NormRecorder(optimizer, {path!r}, every=4)
 written, in_half = tables.replace, {in_half}
 def replace(path, write):
@@ -215,7 +215,7 @@ def replace(path, write):
         os.kill(os.getpid(), signal.SIGKILL)
     written(path, write)
 tables.replace = replace
-test_norms.run(optimizer, range(11))
+test_norm_log.run(optimizer, range(11))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
