@@ -129,7 +129,7 @@ class NormRecorder:
             if event is None:
                 self._write()
             else:
-                event.record()
+                event.record(torch.cuda.current_stream(rows.device))
 
     def _write(self) -> None:
         if self._sent is None:

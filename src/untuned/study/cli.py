@@ -34,6 +34,8 @@ replay = typer.Typer(
     help="Run the study of a published table again and print ours beside the published numbers.", no_args_is_help=True
 )
 app.add_typer(replay, name="replay")
+study = typer.Typer(help="Studies of single findings, with a page and a picture.", no_args_is_help=True)
+app.add_typer(study, name="study")
 app.add_typer(schedule, name="schedule")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
@@ -80,6 +82,9 @@ def compare(
     out: Out = None,
     workers: Workers = None,
     retry_crashed: RetryCrashed = False,
+    record_norms: Annotated[
+        bool, typer.Option("--record-norms", help="Log each step's gradient norms, for `untuned schedule`.")
+    ] = False,
 ) -> None:
     """Run methods x learning rates x seeds on tasks and write a report.
 
@@ -94,8 +99,10 @@ def compare(
         task, budget = DEMO_TASKS, DEMO_BUDGET if budget is None else budget
     study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
     name = "+".join(task).replace(":", ".")[:60]
-    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
+    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed, record_norms)
     print(f"report: {report.write(store.folder)}")
+    if record_norms:
+        print(f"norms: {store.folder / 'norms'}, a folder for each run that was made now")
     _exit_if_crashed(store)
 
 
@@ -130,6 +137,22 @@ def replay_logreg12(
     store = _run(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
     print(replay.write_logreg12(store))
     _exit_if_crashed(store)
+
+
+@study.command("refined")
+def study_refined(
+    methods: Annotated[str, typer.Option(help="sgd, adam or both.")] = "sgd",
+    epochs: Annotated[int, typer.Option(min=1, help="Of a run.")] = 30,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    out: Out = Path("studies/refined"),
+    workers: Workers = None,
+) -> None:
+    """Refined schedules against others, on clean labels and with 20 % random ones; goes on where it was stopped."""
+    from untuned.study import refined, refined_report
+
+    folder = out or Path("studies/refined")
+    found = refined.run(folder, methods.split(","), epochs, seeds, workers or os.cpu_count() or 1)
+    print(f"report: {refined_report.write(folder, found, seeds)}")
 
 
 @app.command()
@@ -261,7 +284,7 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool) -> "Store":
+def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool, norms: bool = False) -> "Store":
     from untuned.study.live import Live
     from untuned.study.store import Store
     from untuned.study.sweep import sweep
@@ -271,7 +294,7 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
     print(f"{len(store.study.runs())} runs in {folder}")
     try:
         with Live(store, workers, retry_crashed, Console()) as view:
-            sweep(store, workers, view, retry_crashed)
+            sweep(store, workers, view, retry_crashed, norms)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

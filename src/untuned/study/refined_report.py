@@ -1,0 +1,127 @@
+"""The study of refined schedules as a page in Markdown and a picture."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from untuned.schedules import refine, tables
+from untuned.schedules.refine import Floats, median_filter, peak, window_of
+from untuned.schedules.refined import norms_of
+from untuned.schedules.shapes import sampled
+from untuned.study import charts
+from untuned.study.charts import Style
+from untuned.study.refined import METHODS, NOISE, SCHEDULES, SHAPES, Column
+from untuned.study.schedule import draw_norms, draw_schedules, late, looks
+from untuned.study.stats import interval
+
+_INTRO = """\
+# Refined schedules, with and without label noise
+
+{headline}
+
+Refined schedules (arXiv 2310.07831) replayed with `untuned study refined`: {epochs} epochs of a convolutional network
+on 2,000 Fashion-MNIST images, {seeds} seeds. Every schedule has a peak lr of its own, the power of two that the rule in
+`untuned/study/refined.py` finds with one more seed; losses are of the last weights, over all training data.
+
+![norms, schedules, losses](refined.png)
+"""
+
+
+def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
+    """Write `refined.md` and `refined.png` and return the path of the first."""
+    finals = [column.finals(seeds) for column in columns]
+    panels, lines = [], []
+    lined = looks("norms", "smoothed")
+    styles = charts.styles({name: name for name in SCHEDULES})
+    plain = looks(*SCHEDULES)
+    for column, losses in zip(columns, finals, strict=True):
+        norms = _norms(column)
+        smooth = median_filter(norms, window_of(0.1, len(norms)))
+        refined = refine(norms, METHODS[column.method].power)
+        drawn = {name: np.array(sampled(shape, len(norms))) for name, shape in SHAPES.items()} | {"refined": refined}
+        title = f"{column.method.upper()}, {column.name}"
+        kind = "L1" if METHODS[column.method].power == 1 else "L2"
+        panels += [
+            (f"{title}: linear decay", partial(draw_norms, norms=norms, smooth=smooth, kind=kind, key=lined)),
+            (f"{title}: schedules", partial(draw_schedules, schedules=drawn, key=plain)),
+            (f"{title}: final training loss", partial(_draw_losses, losses=losses, key=styles)),
+        ]
+        lines += _section(title, column, losses, refined)
+    note = (
+        f"norms: light, and their running median; losses: means and 95 % intervals over seeds, n = {seeds}, and seeds"
+    )
+    charts.png(folder / "refined.png", panels, styles, note)
+    intro = _INTRO.format(headline=_headline(columns, finals), epochs=columns[0].epochs, seeds=seeds)
+    page = folder / "refined.md"
+    page.write_text("\n".join([intro, *lines]), encoding="utf-8")
+    return page
+
+
+def verdict(losses: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """Of refined against linear decay: "loses", "wins" or "is not told apart", and the difference in words."""
+    d = np.array(losses["refined"]) - np.array(losses["linear"])
+    if not np.isfinite(d).all():
+        return ("loses" if np.isinf(losses["refined"]).any() else "wins"), "a run has diverged"
+    bounds = interval(d)
+    if bounds is None:
+        return "is not told apart", f"{d.mean():+.4f}, one seed"
+    word = "loses" if bounds[0] > 0 else "wins" if bounds[1] < 0 else "is not told apart"
+    return word, f"{d.mean():+.4f}, 95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, n = {len(d)}"
+
+
+def _headline(columns: Sequence[Column], finals: Sequence[Mapping[str, Sequence[float]]]) -> str:
+    found = {(c.method, NOISE[c.name] > 0): verdict(losses)[0] for c, losses in zip(columns, finals, strict=True)}
+    said = []
+    for method in dict.fromkeys(c.method for c in columns):
+        clean, noisy = found[method, False], found[method, True]
+        same = "reproduced" if clean == "loses" and noisy != "loses" else "not reproduced"
+        where = f"{clean} with the clean labels, {noisy} with random ones"
+        said.append(f"{method.upper()}: against linear decay refined {where}: the finding is {same}.")
+    return " ".join(said)
+
+
+def _norms(column: Column) -> Floats:
+    log = column.norms(column.tuned("linear"))
+    return norms_of(log, tables.read(log), METHODS[column.method].power)
+
+
+def _section(title: str, column: Column, losses: Mapping[str, Sequence[float]], refined: Floats) -> list[str]:
+    rows = [["schedule", "peak lr", "final training loss", "95 % interval", "n"], ["---", "--:", "--:", "--:", "--:"]]
+    for name, values in sorted(losses.items(), key=lambda one: float(np.mean(one[1]))):
+        bounds = interval(np.array(values)) if np.isfinite(values).all() else None
+        spread = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "none"
+        rows.append([name, f"2^{column.tuned(name)}", f"{np.mean(values):.4f}", spread, str(len(values))])
+    word, difference = verdict(losses)
+    where, warning = peak(refined), late(peak(refined))
+    return [
+        f"## {title}\n",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Refined {word} (refined minus linear: {difference}). Its peak comes after {100 * where:.0f} % of the run"
+        + (f"; warning: {warning}." if warning else "."),
+        "",
+    ]
+
+
+def _draw_losses(ax: Axes, losses: Mapping[str, Sequence[float]], key: Mapping[str, Style]) -> None:
+    """A row a schedule: every seed, their mean and its interval, on a logarithmic axis."""
+    for row, (name, values) in enumerate(losses.items()):
+        known = np.array([value for value in values if np.isfinite(value)])
+        style = key[name]
+        ax.plot(known, np.full(len(known), row), "|", color=style.color, alpha=0.6)
+        if bounds := interval(known):
+            ax.plot(bounds, [row, row], color=style.color)
+        if len(known):
+            ax.plot(known.mean(), row, style.marker, color=style.color)
+        if len(known) < len(values):
+            ax.annotate(
+                f"{len(values) - len(known)} diverged", (0.98, row), xycoords=("axes fraction", "data"), ha="right"
+            )
+    ax.set_xscale("log")
+    ax.set_xlabel("final training loss (cross-entropy, nats)")
+    ax.set_yticks(range(len(losses)), list(losses))
+    ax.set_ylim(len(losses) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
