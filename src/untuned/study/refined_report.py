@@ -14,7 +14,7 @@ from untuned.schedules.shapes import sampled
 from untuned.study import charts
 from untuned.study.charts import Style
 from untuned.study.refined import METHODS, NOISE, SCHEDULES, SHAPES, Column
-from untuned.study.schedule import draw_norms, draw_schedules, late, looks
+from untuned.study.schedule import NORMS, draw_norms, draw_schedules, late, looks, readable
 from untuned.study.stats import interval
 
 _INTRO = """\
@@ -34,7 +34,6 @@ def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
     """Write `refined.md` and `refined.png` and return the path of the first."""
     finals = [column.finals(seeds) for column in columns]
     panels, lines = [], []
-    lined = looks("norms", "smoothed")
     styles = charts.styles({name: name for name in SCHEDULES})
     plain = looks(*SCHEDULES)
     for column, losses in zip(columns, finals, strict=True):
@@ -45,15 +44,13 @@ def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
         title = f"{column.method.upper()}, {column.name}"
         kind = "L1" if METHODS[column.method].power == 1 else "L2"
         panels += [
-            (f"{title}: linear decay", partial(draw_norms, norms=norms, smooth=smooth, kind=kind, key=lined)),
+            (f"{title}: linear decay", partial(draw_norms, norms=norms, smooth=smooth, kind=kind)),
             (f"{title}: schedules", partial(draw_schedules, schedules=drawn, key=plain)),
             (f"{title}: final training loss", partial(_draw_losses, losses=losses, key=styles)),
         ]
         lines += _section(title, column, losses, refined)
-    note = (
-        f"norms: light, and their running median; losses: means and 95 % intervals over seeds, n = {seeds}, and seeds"
-    )
-    charts.png(folder / "refined.png", panels, styles, note)
+    note = f"losses: seeds, their means and 95 % intervals, n = {seeds}"
+    charts.png(folder / "refined.png", panels, NORMS | styles, note)
     intro = _INTRO.format(headline=_headline(columns, finals), epochs=columns[0].epochs, seeds=seeds)
     page = folder / "refined.md"
     page.write_text("\n".join([intro, *lines]), encoding="utf-8")
@@ -121,6 +118,7 @@ def _draw_losses(ax: Axes, losses: Mapping[str, Sequence[float]], key: Mapping[s
                 f"{len(values) - len(known)} diverged", (0.98, row), xycoords=("axes fraction", "data"), ha="right"
             )
     ax.set_xscale("log")
+    readable(ax.xaxis)
     ax.set_xlabel("final training loss (cross-entropy, nats)")
     ax.set_yticks(range(len(losses)), list(losses))
     ax.set_ylim(len(losses) - 0.5, -0.5)

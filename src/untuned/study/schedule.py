@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.table import Table
 
 from untuned.schedules import SHAPES, bound, numeric, refine, tables
@@ -20,6 +22,7 @@ from untuned.study.charts import Style
 from untuned.study.config import StudyError
 
 LATE = 0.5  # part of the run after which a peak is warned of
+NORMS = {"norms": Style("n0", "norms", "#8C8C8C", "", "-"), "smoothed": Style("n1", "smoothed", charts.INK, "", "-")}
 
 
 @contextmanager
@@ -71,21 +74,29 @@ def looks(*labels: str) -> dict[str, Style]:
     return {key: replace(style, marker="") for key, style in charts.styles({one: one for one in labels}).items()}
 
 
-def draw_norms(ax: Axes, norms: Floats, smooth: Floats, kind: str, key: dict[str, Style]) -> None:
+def draw_norms(ax: Axes, norms: Floats, smooth: Floats, kind: str) -> None:
     """Norms of the gradient and their median, on a logarithmic axis, against the step of the log."""
     steps = np.arange(1, len(norms) + 1)
-    ax.plot(steps, norms, color=key["norms"].color, ls=key["norms"].dash, lw=0.7, alpha=0.6)
-    ax.plot(steps, smooth, color=key["smoothed"].color, ls=key["smoothed"].dash)
+    ax.plot(steps, norms, color=NORMS["norms"].color, lw=0.7)
+    ax.plot(steps, smooth, color=NORMS["smoothed"].color)
     ax.set_yscale("log")
+    readable(ax.yaxis)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(f"{kind} norm of the gradient")
 
 
+def readable(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis: every 1, 2 and 5."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 200 else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def draw_schedules(ax: Axes, schedules: dict[str, Floats], key: dict[str, Style]) -> None:
-    """Multipliers of lr against the step; each ends at zero."""
+    """Multipliers of lr against the step."""
     for name, values in schedules.items():
-        steps = np.arange(1, len(values) + 2)
-        ax.plot(steps, np.append(values, 0.0), color=key[name].color, ls=key[name].dash)
+        ax.plot(np.arange(1, len(values) + 1), values, color=key[name].color, ls=key[name].dash)
     ax.set_ylim(0, 1.04)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("lr as a part of its peak")
@@ -93,13 +104,15 @@ def draw_schedules(ax: Axes, schedules: dict[str, Floats], key: dict[str, Style]
 
 def picture(path: Path, norms: Floats, smooth: Floats, schedule: Floats, kind: str, title: str) -> None:
     """Norms and smoothed norms beside the refined schedule and linear decay."""
-    key = looks("norms", "smoothed", "refined", "linear")
+    key = looks("refined", "linear")
     both = {"refined": schedule, "linear": np.array(sampled("linear", len(schedule)))}
     panels = [
-        (f"Gradient norms of {title}", partial(draw_norms, norms=norms, smooth=smooth, kind=kind, key=key)),
+        (f"Gradient norms of {title}", partial(draw_norms, norms=norms, smooth=smooth, kind=kind)),
         ("Schedules", partial(draw_schedules, schedules=both, key=key)),
     ]
-    charts.png(path, panels, key, f"refined: {len(schedule)} steps, peak after {100 * peak(schedule):.0f} % of the run")
+    charts.png(
+        path, panels, NORMS | key, f"refined: {len(schedule)} steps, peak after {100 * peak(schedule):.0f} % of the run"
+    )
 
 
 class Bound(NamedTuple):
