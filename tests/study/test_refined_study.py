@@ -19,7 +19,7 @@ from untuned.study.refined import SCHEDULES, TUNING_SEED, Column, Trial, read
 from untuned.study.store import Store
 from untuned.study.sweep import sweep
 
-CLEAN, NOISY = refined.NOISE
+CLEAN, NOISY = refined.PROBLEMS[:2]
 BEST = {"flat": -4, "1/sqrt": 0, "step": -2, "cosine": -1, "linear": -3, "refined": 2}
 
 

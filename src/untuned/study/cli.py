@@ -142,7 +142,7 @@ def replay_logreg12(
 @study.command("refined")
 def study_refined(
     methods: Annotated[str, typer.Option(help="sgd, adam or both.")] = "sgd",
-    epochs: Annotated[int, typer.Option(min=1, help="Of a run.")] = 30,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of a run; by default what suits the task.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     out: Out = Path("studies/refined"),
     workers: Workers = None,
