@@ -25,7 +25,7 @@ The finding to look for: refined loses to linear decay on the clean labels, and 
 {headline}
 
 Refined schedules (arXiv 2310.07831) replayed with `untuned study refined`, {seeds} seeds. Every schedule has a peak lr
-of its own, the power of two that the rule in `untuned/study/refined.py` finds with one more seed; losses are of the
+of its own, the power of two that the rule in `untuned/study/refined.py` finds with three more seeds; losses are of the
 last weights, over all training data.
 
 ![norms, schedules, losses](refined.png)
@@ -61,14 +61,17 @@ def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
 
 def verdict(losses: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     """Of refined against linear decay: "loses", "wins" or "is not told apart", and the difference in words."""
-    d = np.array(losses["refined"]) - np.array(losses["linear"])
-    if not np.isfinite(d).all():
-        return ("loses" if np.isinf(losses["refined"]).any() else "wins"), "a run has diverged"
+    refined, linear = (np.array(losses[name]) for name in ("refined", "linear"))
+    lost = int(np.isinf(refined).sum() - np.isinf(linear).sum())
+    ended = np.isfinite(refined) & np.isfinite(linear)
+    d = refined[ended] - linear[ended]
     bounds = interval(d)
-    if bounds is None:
-        return "is not told apart", f"{d.mean():+.4f}, one seed"
-    word = "loses" if bounds[0] > 0 else "wins" if bounds[1] < 0 else "is not told apart"
-    return word, f"{d.mean():+.4f}, 95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, n = {len(d)}"
+    between = f"95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, " if bounds else ""
+    text = f"{d.mean():+.4f}, {between}n = {len(d)}" if len(d) else "none"
+    if lost:
+        text += f"; diverged: {np.isinf(refined).sum()} of refined, {np.isinf(linear).sum()} of linear"
+    low, high = (lost, lost) if lost or bounds is None else bounds
+    return "loses" if low > 0 else "wins" if high < 0 else "is not told apart", text
 
 
 def _headline(columns: Sequence[Column], finals: Sequence[Mapping[str, Sequence[float]]]) -> str:
