@@ -60,7 +60,7 @@ class Trial:
 
     task: str
     method: str
-    schedule: str
+    schedule: str  # the refined one with the lr whose norms it is made from
     exponent: int  # the peak lr is 2^exponent
     seed: int
     loss: float  # inf if it diverged
@@ -122,7 +122,9 @@ class Column:
 
     def loss(self, schedule: str, exponent: int, seed: int) -> float:
         """The loss of a run, made if it has not been."""
-        if (key := (schedule, exponent, seed)) not in self.trials:
+        # A refined schedule is another one after another lr of linear decay.
+        name = schedule if schedule in SHAPES else f"{schedule} after linear at 2^{self.tuned('linear')}"
+        if (key := (name, exponent, seed)) not in self.trials:
             self.task = self.task or load(self.name)
             logged = self.norms(exponent) if schedule == "linear" and seed == TUNING_SEEDS[0] else None
             begin = time.perf_counter()
@@ -135,7 +137,7 @@ class Column:
                 self.epochs,
                 logged,
             )
-            trial = Trial(self.name, self.method, schedule, exponent, seed, found, time.perf_counter() - begin)
+            trial = Trial(self.name, self.method, name, exponent, seed, found, time.perf_counter() - begin)
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerow(astuple(trial))
             self.trials[key] = trial
