@@ -31,7 +31,9 @@ def signatures() -> str:
             parts = getattr(value, "__all__", None) or [
                 part for part, cls in vars(value).items() if getattr(cls, "__module__", None) == value.__name__
             ]
-            lines += [f"{name}.{part}{inspect.signature(getattr(value, part))}" for part in sorted(parts)]
+            for part in sorted(parts):
+                held = getattr(value, part)
+                lines.append(f"{name}.{part}{inspect.signature(held) if callable(held) else sorted(held)}")
         elif name != "__version__":
             lines.append(f"{name}{inspect.signature(value)}")
     lines += [f"Optimizer.{name}{inspect.signature(getattr(untuned.Optimizer, name))}" for name in METHODS]

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 try:
@@ -13,6 +14,8 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
 
 from untuned.study.check import check
+from untuned.study.schedule_cli import schedule
+from untuned.study.study_cli import study
 
 if TYPE_CHECKING:
     from untuned.study.config import Study
@@ -33,8 +36,8 @@ replay = typer.Typer(
     help="Run the study of a published table again and print ours beside the published numbers.", no_args_is_help=True
 )
 app.add_typer(replay, name="replay")
-study = typer.Typer(help="Studies of single findings, with a page and a picture.", no_args_is_help=True)
 app.add_typer(study, name="study")
+app.add_typer(schedule, name="schedule")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
 Workers = Annotated[
@@ -80,6 +83,9 @@ def compare(
     out: Out = None,
     workers: Workers = None,
     retry_crashed: RetryCrashed = False,
+    record_norms: Annotated[
+        bool, typer.Option("--record-norms", help="Log each step's gradient norms, for `untuned schedule`.")
+    ] = False,
 ) -> None:
     """Run methods x learning rates x seeds on tasks and write a report.
 
@@ -94,8 +100,10 @@ def compare(
         task, budget = DEMO_TASKS, DEMO_BUDGET if budget is None else budget
     study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
     name = "+".join(task).replace(":", ".")[:60]
-    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed)
+    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed, record_norms)
     print(f"report: {report.write(store.folder)}")
+    if record_norms:
+        print(f"norms: {store.folder / 'norms'}, a folder for each run that was made now")
     _exit_if_crashed(store)
 
 
@@ -130,28 +138,6 @@ def replay_logreg12(
     store = _run(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
     print(replay.write_logreg12(store))
     _exit_if_crashed(store)
-
-
-@study.command("saddle")
-def study_saddle(
-    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier study in it is written over.")],
-    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds; they run side by side.")] = 6,
-) -> None:
-    """How fast momentum leaves saddles, and when it is too much: arXiv 2106.02985. 20 seconds on one core.
-
-    Writes saddle.csv and paths.csv as it goes, then saddle.md and saddle.png.
-    """
-    from untuned.study import saddle, saddle_report
-    from untuned.study.config import StudyError
-
-    if out.exists() and not out.is_dir():
-        raise StudyError(f"{out} is no folder; choose another --out")
-    outcomes, points = [], []
-    for found, path in saddle.study(out, seeds):
-        outcomes, points = outcomes + found, points + path
-        mean = saddle_report.scaled_means(found)[found[0].beta]
-        print(f"{found[0].problem} beta {found[0].beta:g}: {mean:.0f} steps / (1 - beta)", flush=True)
-    print(f"report: {saddle_report.write(out, outcomes, points)}")
 
 
 @app.command()
@@ -216,12 +202,22 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study, finis
 
 @app.command("list")
 def list_methods_and_tasks() -> None:
-    """List the methods, with the default lr, and the tasks."""
+    """List the methods, with the default lr, what goes around them, and the tasks."""
+    import inspect
+    import textwrap
+
     import untuned
     from untuned.study import tasks
 
     methods = [untuned.get(name) for name in untuned.list()]
     _print_columns([(m.name, m.summary, f"lr {m.lr:g}", m.paper) for m in methods])
+    print("\nAround any of them, in Python:")
+    rooms = (untuned.gradients, untuned.around, untuned.weight_decay, untuned.schedules, untuned.wrappers)
+    classes = [(room.__name__, name, getattr(room, name)) for room in rooms for name in _public(room)]
+    about = [
+        textwrap.shorten((inspect.getdoc(it) or "").split("\n\n")[0], 90, placeholder=" ...") for *_, it in classes
+    ]
+    _print_columns([(f"  {room}.{name}", line) for (room, name, _), line in zip(classes, about, strict=True)])
     print("\nTasks:", *tasks.names(), sep="\n  ")
 
 
@@ -242,7 +238,7 @@ def show(
 
     found = untuned.get(known_method(method))
     given = {"samples": 1} if found.records_samples else {}
-    optimizer = untuned.create([torch.nn.Parameter(torch.zeros(1))], found.name, **given)
+    optimizer = untuned.create([torch.nn.Parameter(torch.ones(1))], found.name, **given)
     if program:
         print(describe(optimizer))
         return
@@ -277,13 +273,21 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A name from `untuned da
     print(f"{name}: {path}")
 
 
+def _public(room: ModuleType) -> list[str]:
+    """The names of the classes and functions that a package offers; those of a module that it defines."""
+    offered = getattr(
+        room, "__all__", [n for n, it in vars(room).items() if getattr(it, "__module__", "") == room.__name__]
+    )
+    return [name for name in offered if callable(getattr(room, name))]
+
+
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool) -> "Store":
+def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool, norms: bool = False) -> "Store":
     from untuned.study.live import Live
     from untuned.study.store import Store
     from untuned.study.sweep import sweep
@@ -293,7 +297,7 @@ def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool)
     print(f"{len(store.study.runs())} runs in {folder}")
     try:
         with Live(store, workers, retry_crashed, Console()) as view:
-            sweep(store, workers, view, retry_crashed)
+            sweep(store, workers, view, retry_crashed, norms)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -3,11 +3,15 @@
 import math
 import random
 import reprlib
+import shutil
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice, repeat
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -16,6 +20,7 @@ import pyarrow as pa
 import torch
 
 import untuned
+from untuned.schedules import NormRecorder
 from untuned.study.config import Run
 from untuned.study.tasks import Task
 
@@ -74,11 +79,12 @@ class _Curve:
         self.losses, self.fwdbwd, self.step = [], [], []
 
 
-def train(task: Task, run: Run) -> tuple[Result, pa.Table]:
+def train(task: Task, run: Run, norms: Path | None = None) -> tuple[Result, pa.Table]:
     """Train, and return how it ended and the curve so far; an exception is a result too.
 
     The numbers depend on `run` alone: not on the thread setting, nor on what ran before in this process.
     A non-finite training loss, weight or result of `evaluate()` ends the run as diverged, an exception as crashed.
+    `norms`: a folder for the log of gradient norms, see `untuned.schedules.NormRecorder`.
     """
     begin = time.perf_counter()
     threads = torch.get_num_threads()
@@ -87,7 +93,7 @@ def train(task: Task, run: Run) -> tuple[Result, pa.Table]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"untuned\.")  # of a learning rate that a study tries on purpose
-            result = Result("done", final=_train(task, run, curve))
+            result = Result("done", final=_train(task, run, curve, norms))
     except _DivergedError as reason:
         result = Result("diverged", error=str(reason))
     except Exception:  # whatever a task or a method raises is a result
@@ -98,7 +104,7 @@ def train(task: Task, run: Run) -> tuple[Result, pa.Table]:
     return result, pa.Table.from_pylist(curve.rows, schema=CURVE)
 
 
-def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
+def _train(task: Task, run: Run, curve: _Curve, norms: Path | None) -> dict[str, float]:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(run.seed)
     model = task.model(run.seed)
@@ -135,28 +141,43 @@ def _train(task: Task, run: Run, curve: _Curve) -> dict[str, float]:
     final = evaluate()
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
     ids = chain.from_iterable(task.ids(run.seed, epoch) for epoch in count()) if records else repeat(None)
-    for batch, sample_ids in islice(zip(stream, ids, strict=False), total):
-        for part in run.drops:
-            if curve.steps == round(total * part):
-                for group in optimizer.param_groups:
-                    group["lr"] /= 10
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        loss = _loss(task, run, model, batch)
-        loss.backward()
-        curve.fwdbwd.append(time.perf_counter() - begin)
-        curve.losses.append(loss.item())
-        if not math.isfinite(curve.losses[-1]):
-            value = curve.losses[-1]
-            curve.add(curve.steps / per_epoch)
-            raise _DivergedError(f"train_loss is {value} after step {curve.steps}")
-        begin = time.perf_counter()
-        optimizer.step(loss=loss.detach(), sample_ids=sample_ids)
-        curve.step.append(time.perf_counter() - begin)
-        curve.steps += 1
-        if curve.steps in evaluations:
-            final = evaluate()
+    with _recorded(optimizer, norms):
+        for batch, sample_ids in islice(zip(stream, ids, strict=False), total):
+            for part in run.drops:
+                if curve.steps == round(total * part):
+                    for group in optimizer.param_groups:
+                        group["lr"] /= 10
+            begin = time.perf_counter()
+            optimizer.zero_grad()
+            loss = _loss(task, run, model, batch)
+            loss.backward()
+            curve.fwdbwd.append(time.perf_counter() - begin)
+            curve.losses.append(loss.item())
+            if not math.isfinite(curve.losses[-1]):
+                value = curve.losses[-1]
+                curve.add(curve.steps / per_epoch)
+                raise _DivergedError(f"train_loss is {value} after step {curve.steps}")
+            begin = time.perf_counter()
+            optimizer.step(loss=loss.detach(), sample_ids=sample_ids)
+            curve.step.append(time.perf_counter() - begin)
+            curve.steps += 1
+            if curve.steps in evaluations:
+                final = evaluate()
     return final
+
+
+@contextmanager
+def _recorded(optimizer: torch.optim.Optimizer, norms: Path | None) -> Iterator[None]:
+    """Log gradient norms in a folder, which an earlier attempt may have left, also those of a run that diverges."""
+    if norms is None:
+        yield
+        return
+    shutil.rmtree(norms, ignore_errors=True)
+    recorder = NormRecorder(optimizer, norms)
+    try:
+        yield
+    finally:
+        recorder.close()
 
 
 def _evaluated(task: Task, run: Run, model: torch.nn.Module) -> dict[str, float]:

@@ -36,15 +36,16 @@ def pending(store: Store, retry_crashed: bool = False) -> list[Run]:
     return [run for run in store.study.runs() if statuses.get(run.id) not in finished]
 
 
-def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False) -> None:
+def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False, norms: bool = False) -> None:
     """Make all pending runs on `workers` processes of one thread each.
 
     A worker serves many runs, because importing torch takes longer than many of them. One that dies (SIGKILL, out of
-    memory) costs the run it was at, recorded as crashed, and is replaced. No worker outlives this process.
+    memory) costs the run it was at, recorded as crashed, and is replaced. No worker outlives this process. `norms`:
+    each run leaves a log of its gradient norms in the folder `norms/RUN` of the study.
     """
     with store.writing(), _interruptible() as interrupted:
         queue = deque(pending(store, retry_crashed))
-        pool = [_Worker(store.folder) for _ in range(min(workers, len(queue)))]
+        pool = [_Worker(store.folder, norms) for _ in range(min(workers, len(queue)))]
         busy: dict[_Worker, Run] = {}
         try:
             while queue or busy:
@@ -90,14 +91,14 @@ def _interruptible() -> Iterator[threading.Event]:
 class _Worker:
     """The parent's end of a worker process, which it replaces when it dies."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, norms: bool = False) -> None:
+        self.folder, self.norms = folder, norms
         self._launch()
 
     def _launch(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.folder))
+        self.process = context.Process(target=_serve, args=(theirs, self.folder, self.norms))
         # Ctrl-C reaches the whole process group; the parent alone shall act on it, even while a worker still imports.
         # It is held back here, not ignored, so that one in this moment is not lost; the worker inherits the block.
         if sys.platform == "win32":
@@ -138,13 +139,13 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, folder: Path) -> None:
+def _serve(connection: Connection, folder: Path, norms: bool) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     store = Store(folder)
     load = cache(tasks.load)
     while True:
         run: Run = connection.recv()
-        connection.send(_make(run, load, store))
+        connection.send(_make(run, load, store, folder / "norms" / run.id if norms else None))
 
 
 def _die_with_parent() -> None:
@@ -154,9 +155,9 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _make(run: Run, load: Callable[[str], tasks.Task], store: Store) -> Result:
+def _make(run: Run, load: Callable[[str], tasks.Task], store: Store, norms: Path | None) -> Result:
     try:
-        result, curve = train(load(run.task), run)
+        result, curve = train(load(run.task), run, norms)
         store.write_curve(run, curve)
     except Exception:  # a task that does not load or a full disk costs this run alone
         return Result("crashed", error=traceback.format_exc())
