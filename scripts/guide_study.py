@@ -92,6 +92,13 @@ class Question:
 
 
 _AT_ONE = "prodigy(lr=1),prodigy(slice_p=11,lr=1),dadapt_adam(lr=1),mechanic_adamw(lr=1),momo(lr=1),momo_adam(lr=1)"
+_OTHERS = (  # each at three learning rates around the best of docs/methods/study.csv
+    "adarem(lr=(0.0186,0.0862,0.4)),ahb_adam(lr=(2.15e-4,1e-3,4.64e-3)),ahb_sgd(lr=(0.0464,0.215,1)),"
+    "am_msgd(lr=(0.1,0.464,2.15)),gpa_adamw(lr=(1e-3,4.64e-3,2.15e-2)),multiplicative_adam(lr=(4.64e-3,2.15e-2,0.1)),"
+    "multiplicative_sgd(lr=(0.215,1,4.64)),ngn(lr=(0.215,1,4.64)),prodigy_schedule_free(lr=1),"
+    "random_scaling_adamw(lr=(4.64e-5,2.15e-4,1e-3)),random_scaling_sgd(lr=(4.64e-3,2.15e-2,0.1)),"
+    "sgd(momentum=0.9,lr=(4.64e-3,2.15e-2,0.1)),sgd_spa(lr=(0.0215,0.1,0.464)),sgdf(lr=(0.108,0.5,2.32))"
+)
 QUESTIONS = {
     "constant": Question(
         ("fashion-mlp",),
@@ -100,6 +107,8 @@ QUESTIONS = {
     "schedule": Question(
         ("fashion-mlp",), f"adamw(lr=(4.64e-5,2.15e-4,1e-3,4.64e-3,2.15e-2)),{_AT_ONE},prox_sps(lr=1)", drops=DROPS
     ),
+    "others": Question(("fashion-mlp",), _OTHERS),
+    "others under a schedule": Question(("fashion-mlp",), _OTHERS, drops=DROPS),
     "unlike": Question(
         ("guide_study:Unlike",),
         "adamw(lr=(1e-3,1e-2,1e-1,1)),prodigy(lr=1),prodigy(scope='tensor',lr=1)",
