@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import untuned
 from untuned.around import Multiplicative, Project, RandomScaling
-from untuned.directions import Adam, Gradient
-from untuned.gradients import AdaRem
+from untuned.directions import Adam, AdaptiveAdam, Gradient
+from untuned.gradients import AdaRem, Norms
 from untuned.iterates import RandomPoint
 from untuned.parts.math import Reduced
 from untuned.run import reduce
@@ -33,6 +33,8 @@ CASES: dict[str, Any] = {
     "random scaling": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3)]},
     "random point": lambda: {"step_size": Fixed(0.02), "iterate": RandomPoint(3), "decay": Cautious(0.5)},
     "anchored": lambda: {"step_size": Fixed(0.02), "decay": Anchored()},
+    "norms": lambda: {"step_size": Fixed(0.02), "gradient": [Norms()]},
+    "adaptive heavy ball": lambda: {"direction": AdaptiveAdam(), "step_size": Fixed(0.02)},
     "project": lambda: {"step_size": Fixed(0.02), "around": [Project()]},
     "project rows": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3), Project(scope="row")]},
     "multiplicative": lambda: {"step_size": Fixed(0.02), "around": [Multiplicative(mix=0.7, additive=0.5)]},
@@ -128,6 +130,8 @@ def test_ranks_meet_where_something_is_reduced_and_only_there(name: str, ranks: 
         "random point": 1,
         "anchored": 1,
         "multiplicative": 1,
+        "norms": 2,
+        "adaptive heavy ball": 3,
         "project": 2,
         "project rows": 4,
         "all, by rows": 8,
