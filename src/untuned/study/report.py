@@ -170,8 +170,11 @@ def _markdown(result: TaskResult) -> str:
 
 def _display(name: str, options: Mapping[str, Any]) -> str:
     """`momo_adam` as papers write it: MoMo-Adam."""
-    words = {"sgd": "SGD", "adamw": "AdamW", "momo": "MoMo", "dadapt": "D-Adapt"}
-    words |= {"tam": "TAM", "adatam": "AdaTAM", "adatamw": "AdaTAMW"}
+    words = {"adamw": "AdamW", "momo": "MoMo", "dadapt": "D-Adapt", "adatam": "AdaTAM", "adatamw": "AdaTAMW"}
+    words |= {"adarem": "AdaRem", "adagrad": "AdaGrad", "gradagrad": "GradaGrad", "alig": "ALI-G"}
+    words |= {"dog": "DoG", "ldog": "LDoG", "dowg": "DoWG"}
+    short = "ahb am da gd gpa madgrad mda motaps msgd ngn sgd sgdf sngm sp spa sps tam taps"
+    words |= {word: word.upper() for word in short.split()}
     return label("-".join(words.get(word, word.capitalize()) for word in name.split("_")), dict(options))
 
 
