@@ -61,7 +61,8 @@ class Anchored(WeightDecay):
     A pull towards where the tensor stood at its first step, which fades with t, the steps that it has taken, and has no
     coefficient to tune: `weight_decay` is 1, or 0 for tensors that are left alone. With gradient descent it is dual
     averaging, w = x0 - sum lr (i + 1)^power g_i / (t + 1)^power, i from 1 to t. Neither lr nor d scales it. Other
-    powers are ours. Slots: 1.
+    powers are ours. Differs from the authors' code in that: t is the tensor's number of steps, not the group's; and a
+    group at lr 0 rests, where theirs is pulled on. Slots: 1.
     """
 
     power: float = hyper(default=1.0, within="(0, inf)")

@@ -18,7 +18,9 @@ class AdaptiveMemory(Direction):
     The average is kept where the new gradient is long against its distance from it. The norms are of the whole model,
     coupled weight decay included; theta is 0 in the model's first step, and at its lower end where m = g, where it
     changes nothing. Differs from the text, where m <- ((beta + l) m + (1 - beta) g) / (1 + l), in that theta is
-    (beta + l) / (1 + l). `penalty` pulls to the momentum of before. Sweeps: 2. Slots: 1, and one number.
+    (beta + l) / (1 + l), and from the one public port (memory_align) in a tensor whose first gradient comes late: its
+    average starts from zero with the model's weights, as in `Momentum`, not as its gradient. `penalty` pulls to the
+    momentum of before. Sweeps: 2. Slots: 1, and one number.
     """
 
     penalty: float = hyper(default=0.1, within="[0, inf)")

@@ -25,6 +25,10 @@ class AdaptiveHeavyBall(Iterate):
     before where nothing moved. Tensors that join late add nothing to the norms in their first step; where groups have
     different rates, each difference of gradients is multiplied by its own.
 
+    Differs from that implementation, in R, in that: beta there is that of the next step, from |g - g_before| and the
+    displacement that follows g, which belongs to the next difference; it begins with the third step, with 1e-6 in the
+    denominator and delta = 0.01.
+
     `cap` bounds lr lambda. The paper has none (cap=inf): there beta grows again where lr lambda is above 1, up to
     1 - delta where it is 4, as differences of noise make it; with cap=1, the default here, noise ends momentum.
     Needs the gradient as direction. Sweeps: 2. Slots: 2, and a number per tensor.

@@ -19,7 +19,10 @@ class GPA(Evaluated):
     momentum = keep, and keep = (t - 1) / t at step t is Schedule-Free with equal weights, where nothing decays;
     keep = 0.9^(1/H) averages as long as the authors' outer steps of H inner ones. `keep` may follow a schedule,
     `train` must stay. Step sizes measure at z, with `measure_at="y"` at y; neither is published with this iterate. Any
-    direction and step size. Differs from the authors' code in that it starts in training mode. Slots: 1.
+    direction and step size. Differs from the authors' code in that it starts in training mode, and where weights decay:
+    theirs shrinks the stored z but not the y that it is part of, so that in every step x also goes
+    keep (1 - train) / train lr weight_decay z away from 0. Their `use_wd_on_y` shrinks the stored y alone: then x loses
+    keep / train lr weight_decay y, and z nothing. With train = 1 or keep = 0 the first is the same as here. Slots: 1.
     """
 
     train: float = hyper(default=0.7, within="(0, 1]")

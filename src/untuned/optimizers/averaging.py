@@ -92,10 +92,13 @@ class ProdigyScheduleFree(Optimizer):
     warm-up is needed: leave lr at 1. betas[0] is the averaging between z and x, not a momentum: there is no first
     moment. Call `eval()` before evaluating or saving weights for use, `train()` before training on. The mathematics
     stand in `untuned.iterates.ScheduleFree`, where weight decay acts at the training point, and
-    `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in the
-    defaults: theirs are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and use_bias_correction=False, with which the
-    first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that they warm lr up. The package
-    prodigy-plus-schedule-free has more options; none of those is here. Sweeps: 2. Slots: 4.
+    `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in that:
+    theirs decays x; its step is d_new d lr g / (sqrt(v) + d_new eps), where here, as in Algorithm 4 of Prodigy, the
+    first two factors are d^2; and its defaults are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and
+    use_bias_correction=False, with which the first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that
+    they warm lr up. The package prodigy-plus-schedule-free has more options, none of which is here; without them it has
+    slice_p=11 and use_bias_correction=False, leaves lr out of the estimate, and adds no negative number to r while d is
+    d0. Sweeps: 2. Slots: 4.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -147,8 +150,8 @@ class GPAAdamW(Optimizer):
     point to use. keep = 0.9^(1/H) averages as long as the authors' DiLoCo with H inner steps: H = 1, 4, 8, 16, 32, 64,
     128 gives 0.9, 0.974, 0.9869, 0.9934, 0.9967, 0.9984, 0.9992. A schedule of lr acts as on AdamW. Call `eval()`
     before evaluating or saving weights for use, `train()` before training on. The mathematics, and what differs from
-    the authors' code, stand in `untuned.iterates.GPA`; here weight decay is that of z, there that of y. Sweeps: 1.
-    Slots: 3.
+    the authors' code, stand in `untuned.iterates.GPA`; beside that, theirs corrects the bias by the steps of the
+    group, not of the tensor. Sweeps: 1. Slots: 3.
 
     >>> import torch, untuned
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))

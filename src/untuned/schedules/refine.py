@@ -109,7 +109,8 @@ def bound(schedule: ArrayLike, norms: ArrayLike, distance: float = 1.0) -> tuple
 
     arXiv 2310.07831, theorem 10, for subgradient descent on a convex function: `schedule` (T,) and L2 `norms` (T,),
     `distance` D from the start to a minimiser. With eta = c times the schedule B is a / c + b c: returned are its least
-    value 2 sqrt(a b) and c = sqrt(a / b). Only sums of positive terms: nothing cancels.
+    value 2 sqrt(a b) and c = sqrt(a / b). Only sums of positive terms: nothing cancels, as it does in the public code
+    (lr-scheduling), which subtracts sums, where the last multipliers are far below the first.
     """
     G = checked(norms, "bound")
     s = np.asarray(schedule, dtype=np.float64)

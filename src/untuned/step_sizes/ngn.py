@@ -19,8 +19,9 @@ class NGN(StepSize):
     The Gauss-Newton step on r = sqrt(f - lb) with 1/lr as damping. It is below lr, and near it where the gradient is
     small for the loss, and below 2 gap / <g, u>, twice Polyak's step, which it comes near to where lr is large. Where
     <g, u> < 0, as with momentum in the direction, theta is 1. Groups of different lr share one theta. Weight decay,
-    averaging iterates and needs as in `SPS`; under `PrimalAverage` it is NGN-M (recalled, arXiv 2508.15071). Sweeps: 2.
-    Slots: none.
+    averaging iterates and needs as in `SPS`; under `PrimalAverage` it is NGN-M (recalled, arXiv 2508.15071). Differs
+    from the public code (step-back) in that: groups there have a theta each, of their lr and the norm of all gradients;
+    and a loss below 0 may lead uphill, as there is no lb. Sweeps: 2. Slots: none.
     """
 
     lr: float = hyper(default=1.0, within="[0, inf)")
