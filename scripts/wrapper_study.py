@@ -36,6 +36,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from method_study import BLUE, GREY, ORANGE
 from PIL import Image
 from torch import Tensor, nn
@@ -247,12 +248,15 @@ def draw(rows: Sequence[Row]) -> None:
         accuracy.annotate("chance", (1, 0.11), fontsize=8)
         label(accuracy, "task", "training accuracy at the end of a task (%)")
         label(norm, "tasks learned", "norm of hidden weights |W|")
-        label(rate, "tasks learned", "effective learning rate lr / |W|")
+        label(rate, "tasks learned", "effective learning rate lr / |W| (1e-4)")
         label(steps, "steps of the optimizer", "training loss (nats)")
         label(epochs, "epochs of 2,000 images", "training loss (nats)")
         label(tuning, "lr (means of 2 other seeds, best inner_lr)", "training loss after 30 epochs (nats)")
-        for ax in (norm, rate, steps, epochs, tuning):
+        for ax in (steps, epochs, tuning):
             ax.set_yscale("log")
+        for ax in (norm, rate):
+            ax.set_ylim(0)
+        rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1e4 * value:g}"))
         steps.set_xscale("log")
         tuning.set_xscale("log", base=2)
         layers = [Line2D([], [], color="black", ls=ls, label=f"layer {i}") for i, ls in ((1, "-"), (2, (0, (2, 1.2))))]
@@ -301,7 +305,7 @@ def label(ax: Axes, x: str, y: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--draw", action="store_true")
     if not parser.parse_args(arguments).draw:
         torch.set_num_threads(1)
