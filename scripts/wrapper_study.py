@@ -251,14 +251,18 @@ def draw(rows: Sequence[Row]) -> None:
         label(rate, "tasks learned", "effective learning rate lr / |W| (1e-4)")
         label(steps, "steps of the optimizer", "training loss (nats)")
         label(epochs, "epochs of 2,000 images", "training loss (nats)")
-        label(tuning, "lr (means of 2 other seeds, best inner_lr)", "training loss after 30 epochs (nats)")
+        label(tuning, "lr", "training loss after 30 epochs (nats)")
         for ax in (steps, epochs, tuning):
             ax.set_yscale("log")
+        tuning.annotate("none learns", (LRS[-1], 0.02), rotation=90, ha="center", va="bottom", fontsize=8)
+        for ax in (accuracy, norm, rate):
+            ax.set_xticks(range(0, TASKS + 1, 3))
         for ax in (norm, rate):
             ax.set_ylim(0)
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1e4 * value:g}"))
         steps.set_xscale("log")
         tuning.set_xscale("log", base=2)
+        tuning.set_xlim(LRS[0] / 1.3, LRS[-1] * 1.3)
         layers = [Line2D([], [], color="black", ls=ls, label=f"layer {i}") for i, ls in ((1, "-"), (2, (0, (2, 1.2))))]
         norm.legend(handles=layers, frameon=False, fontsize=8)
         for ax, title, names in (
@@ -279,6 +283,7 @@ def draw(rows: Sequence[Row]) -> None:
             ax.legend(handles=marks, frameon=False, fontsize=8)
             ax.set_title(title, fontsize=9, loc="left", fontweight="bold")
         norm.set_title(f"lines: means of n = {len(SEEDS)} seeds; bands: their range", fontsize=9, loc="left")
+        tuning.set_title(f"means of n = {len(TUNING_SEEDS)} other seeds, best inner_lr", fontsize=9, loc="left")
         epochs.set_title(f"lines: means of n = {len(SEEDS)} seeds; bands: their range", fontsize=9, loc="left")
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=110)
@@ -286,10 +291,11 @@ def draw(rows: Sequence[Row]) -> None:
 
 
 def least(rows: Sequence[Row], contender: str, lr: float) -> float:
-    """Mean loss of the tuning seeds at an lr, with the best inner_lr there."""
+    """Mean loss of the tuning seeds at an lr, with the best inner_lr there; NaN if all are 10 or more."""
     mine = [r for r in rows if r["part"] == "tuning" and r["contender"] == contender and float(r["lr"]) == lr]
     inner = {r["inner_lr"] for r in mine}
-    return min(float(np.mean([float(r["loss"]) for r in mine if r["inner_lr"] == q])) for q in inner)
+    means = [float(np.mean([float(r["loss"]) for r in mine if r["inner_lr"] == q])) for q in inner]
+    return min((mean for mean in means if mean < 10), default=math.nan)
 
 
 def line(ax: Axes, name: str, x: np.ndarray, y: np.ndarray, unit: float = 1, dash: Any = "-") -> None:
