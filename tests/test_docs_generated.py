@@ -1,6 +1,7 @@
 """The generated pages are those that the code would write now, and the study behind their pictures is complete."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import guide_page  # noqa: E402
 import guide_study  # noqa: E402
 import method_pages  # noqa: E402
 import method_study  # noqa: E402
+import wrapper_study  # noqa: E402
 
 METHODS = [untuned.get(name) for name in untuned.list()]
 
@@ -84,6 +86,36 @@ def test_guide_has_all_runs_of_its_questions() -> None:
     columns = ("question", "task", "epochs", "method", "lr", "seed")
     rows = {tuple(row[key] for key in columns) for row in guide_study.read()}
     assert rows == runs, "run: python scripts/guide_study.py " + " ".join(sorted({run[0] for run in rows ^ runs}))
+
+
+def test_page_of_wrappers_quotes_its_runs_and_no_other_number() -> None:
+    rows, again = wrapper_study.read(), "run: OMP_NUM_THREADS=1 python scripts/wrapper_study.py"
+    page = (ROOT / "docs" / "wrappers.md").read_text()
+    section = page.partition("## As measured\n")[2].partition("\n## ")[0]
+    tables = wrapper_study.tables(rows)
+    assert all(table in section for table in tables), again
+    prose = section
+    for table in tables:
+        prose = prose.replace(table, "")
+    quoted = set(re.findall(r"\d+\.\d+", prose))
+    assert quoted <= set(re.findall(r"\d+\.\d+", " ".join(tables))), "a number that is in neither table"
+    assert wrapper_study.PNG.stat().st_size <= 150_000
+
+
+def test_study_of_wrappers_has_all_its_runs() -> None:
+    study, rows = wrapper_study, wrapper_study.read()
+    asked = {("continual", net, study.ADAM_LR, None, seed) for net in study.NETS for seed in study.SEEDS}
+    for contender in study.BATCHES:
+        asked |= {("batch", contender, *study.tuned(rows, contender), seed) for seed in study.SEEDS}
+        tried = [(lr, inner) for lr in study.LRS for inner in study.inner_lrs(contender, lr)]
+        asked |= {("tuning", contender, lr, inner, seed) for lr, inner in tried for seed in study.TUNING_SEEDS}
+    found = {
+        (r["part"], r["contender"], float(r["lr"]), float(r["inner_lr"]) if r["inner_lr"] else None, int(r["seed"]))
+        for r in rows
+    }
+    assert found == asked
+    points = {"continual": study.TASKS + 1, "batch": study.EPOCHS + 1, "tuning": 1}
+    assert len(rows) == sum(points[part] for part, *_ in asked)
 
 
 # ---------------------------------------------------------------- what the pages are made of
