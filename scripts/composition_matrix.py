@@ -56,7 +56,7 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """Every combination, composed."""
     covered = _of_named_classes()
-    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    weight = torch.nn.Parameter(torch.ones(1, 1))
     for iterate, step_size, direction in product(_parts(iterates), _parts(step_sizes), _parts(directions)):
         refusal = ""
         try:

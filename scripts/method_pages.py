@@ -51,7 +51,7 @@ def options(method: Method) -> dict[str, Any]:
 
 def build(method: Method, dtype: torch.dtype = torch.float32, **changes: Any) -> untuned.Optimizer:
     required = {name: value for name, value in options(method).items() if name in REQUIRED}
-    weight = torch.nn.Parameter(torch.zeros(8, dtype=dtype))
+    weight = torch.nn.Parameter(torch.ones(8, dtype=dtype))
     return method.optimizer([weight], **required | changes, execution="reference")
 
 
