@@ -154,7 +154,9 @@ def test_groups_of_torch_are_taken_with_the_options_that_their_optimizer_put_the
 
 
 def test_unknown_options_are_named_with_those_there_are() -> None:
-    options = "amsgrad, betas, capturable, clip_grad_norm, decoupled_weight_decay, differentiable, eps, execution, "
+    options = (
+        "amsgrad, around, betas, capturable, clip_grad_norm, decoupled_weight_decay, differentiable, eps, execution, "
+    )
     with pytest.raises(TypeError, match=rf"^AdamW has no option 'beta1'; it has {options}.*, weight_decay\.$"):
         untuned.AdamW([weight()], beta1=0.9)
     with pytest.raises(TypeError, match=r"^compose has no option 'lr'; it has amsgrad, .*, step_size, "):
@@ -308,7 +310,7 @@ def refused(**parts: Any) -> str:
 def test_momo_needs_one_average_of_the_model() -> None:
     assert refused(direction=TAM(), step_size=MoMo()) == (
         "MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor "
-        "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, CubeRoot, "
+        "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, AdaptiveAdam, AdaptiveMemory, CubeRoot, "
         "CubeRootDA, DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
     assert refused(direction=TAM(scope="group"), step_size=MoMo()) == refused(direction=TAM(), step_size=MoMo())
@@ -318,7 +320,7 @@ def test_momo_needs_one_average_of_the_model() -> None:
 def test_momo_needs_a_plain_average() -> None:
     assert refused(direction=Momentum(nesterov=True), step_size=MoMo()) == (
         "MoMo cannot use Momentum: it needs 'average' (one scalar weight per past gradient); Nesterov momentum steps "
-        "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, CubeRoot, CubeRootDA, "
+        "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, "
         "DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
 
@@ -326,7 +328,7 @@ def test_momo_needs_a_plain_average() -> None:
 def test_dadaptation_needs_a_scale() -> None:
     assert refused(direction=Momentum(), step_size=DAdaptation()) == (
         "DAdaptation cannot use Momentum: it needs 'diagonal' (a diagonal scale D that the direction divides by); "
-        "Momentum does not give it. Use AdaGrad, AdaGradDA, AdaTAM, Adam, Adan, CubeRoot, CubeRootDA or RMSProp."
+        "Momentum does not give it. Use AdaGrad, AdaGradDA, AdaTAM, Adam, Adan, AdaptiveAdam, CubeRoot, CubeRootDA or RMSProp."
     )
 
 

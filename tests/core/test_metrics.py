@@ -221,6 +221,9 @@ def test_repr_of_everything(name: str) -> None:
 
 
 def test_parts_show_their_options() -> None:
-    assert repr(Momentum(0.5, nesterov=True)) == "Momentum(momentum=0.5, dampening=0.0, nesterov=True, correct=False)"
+    assert (
+        repr(Momentum(0.5, nesterov=True))
+        == "Momentum(momentum=0.5, dampening=0.0, nesterov=True, correct=False, from_zero=False)"
+    )
     assert repr(Fixed(1)) == "Fixed(lr=1)"
     assert repr(Proximal()) == "Proximal(weight_decay=0.0)"

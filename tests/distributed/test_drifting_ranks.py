@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import untuned
 
 # those that need the loss
-SEEN = ["momo", "momo_adam", "sps", "dec_sps", "prox_sps", "sp", "alig", "ngn", "taps", "motaps"]
+SEEN = ["momo", "momo_adam", "sps", "dec_sps", "prox_sps", "sp", "alig", "taps", "motaps", "ngn"]
 UNCAPPED = {"momo_adam": {"lr": 10.0}, "sps": {"lr": 10.0}}  # with a cap that binds the numbers are equal everywhere
 HELD: dict[str, dict[str, Any]] = {"common": {}, "own": {}, "own and given": {"shard_group": "world"}}
 
