@@ -68,6 +68,16 @@ class Cells:
         return max((cell for name, cell in self.cells.items() if name.startswith("adam")), key=lambda cell: cell.mean)
 
 
+class Best:
+    """The same, each method at the best of its learning rates, seen with hindsight."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells.cells
+
+    def __getitem__(self, method: str) -> Cell:
+        return max((cell for name, cell in self.cells.items() if name.split(" ")[0] == method), key=lambda c: c.mean)
+
+
 def side_by_side(columns: dict[str, Cells]) -> str:
     names = {name for cells in columns.values() for name in cells.cells}
     rows = []
@@ -80,6 +90,7 @@ def side_by_side(columns: dict[str, Cells]) -> str:
 def page() -> str:
     rows, found = guide_study.read(), method_study.standings(method_study.read())
     constant, schedule = (Cells(rows, question, "fashion-mlp") for question in ("constant", "schedule"))
+    others, drops = (Cells(rows, q, "fashion-mlp") for q in ("others", "others under a schedule"))
     unlike, half = Cells(rows, "unlike", "guide_study:Unlike"), Cells(rows, "bfloat16", "guide_study:BFloat16")
     vehicle, vowel = (Cells(rows, "convex", f"logreg-{name}") for name in ("vehicle", "vowel"))
     tuned = next(float(s.medians[s.best]) for s in found if s.method == method_study.REFERENCE)
@@ -96,6 +107,10 @@ def page() -> str:
         never=_behind({s.method: float(s.medians[s.best]) - tuned for s in found}, 0.01),
         off=_behind({s.method: float(s.medians[s.default]) - tuned for s in found}, 0.05),
         worst=f"{100 * schedule['dadapt_adam'].finals.min():.1f}",
+        others=others,
+        best=Best(others),
+        best_drops=Best(drops),
+        others_table=side_by_side({"constant lr": others, "with drops": drops}),
         both_table=side_by_side({"constant lr": constant, "with drops": schedule}),
         unlike_table=side_by_side({"worse of the two": unlike}),
         half_table=side_by_side({"bfloat16": half}),
