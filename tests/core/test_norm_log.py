@@ -443,6 +443,7 @@ def test_the_power_of_torchs_optimizers() -> None:
     with pytest.raises(ValueError, match="say power=1 if Rprop divides by a diagonal"):
         power_for(torch.optim.Rprop(params))
     assert power_for(untuned.compose([nn.Parameter(torch.ones(2, 2))], direction=Muon())) == 2
+    assert power_for(untuned.wrappers.Extrapolated(torch.optim.Adam(params), 0.1)) == 1
 
 
 @pytest.mark.parametrize(("kind", "norm", "power"), [(untuned.SGD, "l2", 2), (untuned.Adam, "l1", 1)])
