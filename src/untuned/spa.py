@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from untuned.directions import Gradient
+from untuned.gradients import Norms
 from untuned.iterates import PrimalAverage
 from untuned.optimizer.optimizer import Optimizer
 from untuned.step_sizes import Fixed
@@ -129,8 +130,11 @@ def lyapunov(f: float, x: ArrayLike, x_prev: ArrayLike, eta: float, c: float) ->
     and V is f. With stochastic gradients V may rise, and says nothing.
     """
     eta_, c_ = _spa_sequences("lyapunov", [eta], [c])
-    moved = np.asarray(x, dtype=np.float64) - np.asarray(x_prev, dtype=np.float64)
-    return float(f + (1 - c_[0]) / (2 * c_[0] * eta_[0]) * np.sum(moved**2))
+    here, before = _numbers("lyapunov", "x", x), _numbers("lyapunov", "x_prev", x_prev)
+    if here.shape != before.shape:
+        raise ValueError(f"lyapunov: x and x_prev must be of one shape, not {here.shape} and {before.shape}.")
+    moved = here - before
+    return float(float(f) + (1 - c_[0]) / (2 * c_[0] * eta_[0]) * np.sum(moved**2))
 
 
 class LyapunovMonitor:
@@ -158,12 +162,13 @@ class LyapunovMonitor:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        parts = getattr(optimizer, "parts", {})
         roles = {"direction": Gradient, "step_size": Fixed, "iterate": PrimalAverage, "decay": Coupled}
-        if any(type(parts.get(role)) is not kind for role, kind in roles.items()):
-            raise TypeError(
-                f"LyapunovMonitor: V is that of SGDSPA and of no other optimizer, not {type(optimizer).__name__}."
-            )
+        recipe = getattr(optimizer, "recipe", None)
+        for parts in [{}] if recipe is None else recipe.variants.values():
+            others = [part for role, part in parts.items() if role not in roles and not isinstance(part, Norms)]
+            if others or any(type(parts.get(role)) is not kind for role, kind in roles.items()):
+                what = f"{type(optimizer).__name__} with {others[0].name}" if others else type(optimizer).__name__
+                raise TypeError(f"LyapunovMonitor: V is that of SGDSPA and of no other optimizer, not {what}.")
         self.values: list[float] = []
         self._optimizer = optimizer
         self._used: list[float] = []  # the momentum of the last step that was taken, by group
@@ -190,14 +195,20 @@ class LyapunovMonitor:
         return value
 
 
+def _numbers(name: str, what: str, values: Any) -> Floats:
+    try:
+        return np.array(
+            values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else values, np.float64
+        )
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: {what} must be numbers.") from None
+
+
 def _sequences(name: str, **given: ArrayLike) -> list[Floats]:
     """As float64 arrays of one length; raises a sentence if they are not."""
     found = []
     for what, values in given.items():
-        try:
-            array = np.array(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}: {what} must be numbers.") from None
+        array = _numbers(name, what, values)
         if array.ndim != 1 or not array.size:
             raise ValueError(f"{name}: {what} must be a sequence of at least one number, not of shape {array.shape}.")
         _within(name, f"{what} must be finite", np.isfinite(array), array)

@@ -12,7 +12,9 @@ from problems import COMPOSITIONS, EVERY, OPTIONS, different, everything, net, t
 from torch import nn
 
 import untuned
+from untuned.around import Project
 from untuned.directions import TAM, Adam, Gradient, Momentum
+from untuned.gradients import Norms
 from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.parts import StepSize, hyper
 from untuned.step_sizes import DAdaptation, Fixed, MoMo, Prodigy
@@ -558,3 +560,39 @@ def test_the_table_of_methods_is_whole() -> None:
 def test_kahan_sum_is_true_false_or_none(value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^AdamW: kahan_sum must be True or False, not {re.escape(repr(value))}\.$"):
         untuned.AdamW([weight()], kahan_sum=value)
+
+
+OWN_TRANSFORM = ["adarem", "multiplicative_adam", "multiplicative_sgd", "random_scaling_adamw", "random_scaling_sgd"]
+
+
+@pytest.mark.parametrize("role", ["gradient", "around"])
+@pytest.mark.parametrize("given", [None, 3, Norms(), Project()], ids=str)
+@pytest.mark.parametrize("name", ["adamw", *OWN_TRANSFORM])
+def test_what_is_no_list_of_transforms_is_refused_in_a_sentence(name: str, given: Any, role: str) -> None:
+    kind = {"gradient": "GradientTransform", "around": "StepTransform"}[role]
+    with pytest.raises(TypeError, match=re.escape(f"{role} must be a list of {kind} parts, not {given!r}.")):
+        untuned.create([nn.Parameter(torch.ones(2, 2))], name, **{role: given})
+
+
+@pytest.mark.parametrize("name", ["adamw", *OWN_TRANSFORM])
+def test_transforms_by_label_join_those_of_the_method_in_every_label(name: str) -> None:
+    """A label without further transforms is served as if none had been given."""
+    found = []
+    for options in ({}, {"gradient": {"a": [Norms()], "b": []}, "around": {"a": [Project()], "b": []}}):
+        params = [nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, -4.0]])) for _ in "ab"]
+        groups = [{"params": [p], "label": label} for p, label in zip(params, "ab", strict=True)]
+        groups = groups if options else [{"params": [p]} for p in params]
+        optimizer = untuned.create(groups, name, **options)
+        for _ in range(3):
+            for p in params:
+                p.grad = p.detach() / 2
+            optimizer.step()
+        found.append([p.detach().clone() for p in params])
+    (a, b), (projected, same) = found
+    assert torch.equal(b, same)
+    assert projected.norm().item() == pytest.approx(30**0.5) != pytest.approx(a.norm().item())
+
+
+def test_composing_without_transforms_may_say_so() -> None:
+    params = [nn.Parameter(torch.ones(2))]
+    assert repr(untuned.compose(params, gradient=None, around=None)) == repr(untuned.compose(params))

@@ -116,7 +116,14 @@ def test_one_sentence_warns_where_descent_is_not_guaranteed(
         (lambda o: MomentumDecay(o, 5, "0.1"), r"final_c must be a number in \(0, 1\], not '0\.1'\.$"),
         (lambda o: MomentumDecay(o, 5, shape="cubic"), r"shape must be one of linear, cosine, not 'cubic'\.$"),
         (lambda o: MomentumDecay(o, 5, lr_factors=[1.0]), r"lr_factors must have 5 entries, one per step, not 1\.$"),
-        (lambda o: MomentumDecay(o, 2, lr_factors=[1.0, 0.0]), r"etas must be positive; at step 1 there is 0\.$"),
+        (
+            lambda o: MomentumDecay(o, 2, lr_factors=[1.0, 0.0]),
+            r"must be positive and finite; at step 1 there is 0\.$",
+        ),
+        (lambda o: MomentumDecay(o, 3, shape=["linear"]), r"shape must be one of linear, cosine, not \['linear'\]\.$"),
+        (lambda o: MomentumDecay(o, 3, lr_factors=3), r"lr_factors must be numbers, one per step, not 3\.$"),
+        (lambda o: MomentumDecay(o, 3, lr_factors=["a", 1, 1]), r"must be numbers, one per step, not \['a', 1, 1\]\.$"),
+        (lambda o: MomentumDecay(o, 3, lr_factors=[1, 1, math.nan]), r"at step 2 there is nan\.$"),
         (lambda o: LargerSteps(o, 0, 2.0), r"every must be a whole number of at least 1, not 0"),
         (lambda o: LargerSteps(o, 3), r"^LargerSteps: give either factor or lr\.$"),
         (lambda o: LargerSteps(o, 3, 2.0, 1.0), r"^LargerSteps: give either factor or lr\.$"),
@@ -212,6 +219,31 @@ def test_two_resumed_runs_are_the_same_bits() -> None:
             schedule.step()
         runs.append(everything(optimizer))
     assert different(*runs) == []
+
+
+def test_a_group_that_comes_later_starts_from_its_own_momentum() -> None:
+    optimizer = spa(momentum=0.5)
+    schedule = MomentumDecay(optimizer, 3, final_c=0.25)
+    optimizer.step()
+    schedule.step()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "momentum": 0.75})
+    assert used(optimizer, [schedule], 2, "momentum") == [0.625, 0.75]
+    assert optimizer.param_groups[1]["momentum"] == 0.75
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, torch.tensor])
+def test_factors_of_lr_may_be_anything_that_can_be_gone_through(kind: Any) -> None:
+    with pytest.warns(UserWarning, match="at 2 steps from 0 to 1 "):
+        MomentumDecay(spa(), 3, lr_factors=kind([1.0, 0.1, 0.01]))
+
+
+def test_larger_steps_of_a_run_that_had_another_lr() -> None:
+    """The schedule of the checkpoint counts: its lr, and how often it is larger."""
+    first, other = [untuned.SGD([nn.Parameter(torch.ones(1))], lr=lr) for lr in (0.5, 0.1)]
+    schedule, resumed = LargerSteps(first, 3, lr=2.0), LargerSteps(other, 4, lr=3.0)
+    other.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert used(first, [schedule], 7, "lr") == used(other, [resumed], 7, "lr") == [2.0, 0.5, 0.5, 2.0, 0.5, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(("how", "larger"), [({"factor": 3.0}, [6.0, 1.5]), ({"lr": 5.0}, [5.0, 5.0])])

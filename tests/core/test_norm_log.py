@@ -16,10 +16,12 @@ from problems import net, train
 from torch import nn
 
 import untuned
-from untuned.directions import Muon
+from untuned.directions import Gradient, Muon
+from untuned.gradients import Norms
 from untuned.schedules import NormRecorder, Refined, refine, tables
 from untuned.schedules.norms import COLUMNS
 from untuned.schedules.refined import power_for
+from untuned.step_sizes import Fixed
 
 
 def gradients(k: int) -> list[torch.Tensor]:
@@ -199,6 +201,108 @@ def test_a_log_that_lacks_steps_of_the_checkpoint_is_refused(tmp_path: Path) -> 
     assert recorder.steps == 0
 
 
+def test_two_recorders_do_not_write_over_each_other(tmp_path: Path) -> None:
+    """As two optimizers of one program may have: neither finds steps in the folder at first."""
+    first, second = [torch.optim.SGD(parameters(), lr=0.5) for _ in range(2)]
+    recorder, _ = NormRecorder(first, tmp_path, every=3), NormRecorder(second, tmp_path, every=3)
+    run(second, range(1))
+    run(first, range(3))
+    with pytest.raises(FileExistsError, match=r"^[^\n]* holds step 1 of another recorder: [^\n]*\.$"):
+        run(second, range(5, 9))
+    recorder.close()
+    assert_log(tmp_path, 3)
+
+
+@pytest.mark.parametrize("state", [{}, None, 3, {"steps": -1}, {"steps": 2.5}, {"steps": "2"}, {"steps": math.nan}])
+def test_what_is_no_state_of_a_recorder_is_refused(tmp_path: Path, state: Any) -> None:
+    recorder = NormRecorder(torch.optim.SGD(parameters(), lr=0.5), tmp_path)
+    with pytest.raises(ValueError, match=r"^NormRecorder cannot load this: it is no state_dict\(\)[^\n]*\.$"):
+        recorder.load_state_dict(state)
+    assert recorder.steps == 0
+
+
+def test_a_path_that_can_hold_no_folder_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "norms"):
+        optimizer = torch.optim.SGD(parameters(), lr=0.5)
+        NormRecorder(optimizer, path)
+        with pytest.raises(OSError, match=r"^NormRecorder: [^\n]* cannot be a folder [^\n]*\.$"):
+            run(optimizer, range(1))
+        assert all(not p.any() for p in optimizer.param_groups[0]["params"])
+
+
+def test_what_is_no_optimizer_or_path_or_log_is_one_sentence(tmp_path: Path) -> None:
+    optimizer: Any = torch.optim.SGD(parameters(), lr=0.5)
+    for given, path in ((3, tmp_path), (optimizer, None)):
+        with pytest.raises(TypeError, match=r"^NormRecorder[^\n]*\.$"):
+            NormRecorder(given, path)
+    (tmp_path / "000000000001.parquet").write_text("no")
+    NormRecorder(optimizer, tmp_path)
+    with pytest.raises(ValueError, match=r"^[^\n]*000000000001.parquet is not Parquet of one kind[^\n]*\.$"):
+        run(optimizer, range(1))
+
+
+@pytest.mark.parametrize("labels", [["a"], ["b"], ["a", "b"]])
+@pytest.mark.parametrize("shared", [False, True])
+def test_numbers_of_some_labels_are_not_those_of_the_model(tmp_path: Path, labels: list[str], shared: bool) -> None:
+    """Each of two recorders in the optimizer has its own sums; one that serves both labels has all."""
+    params, one = parameters(), Norms()
+    groups = [{"params": [p], "label": label} for p, label in zip(params, "ab", strict=True)]
+    chains = {label: [one if shared else Norms()] if label in labels else [] for label in "ab"}
+    optimizer = untuned.compose(groups, Gradient(), Fixed(0.5), gradient=chains)
+    recorder = NormRecorder(optimizer, tmp_path)
+    run(optimizer, range(3))
+    recorder.close()
+    assert_log(tmp_path, 3)
+
+
+def test_norms_of_an_optimizer_that_takes_out_the_scale_itself(tmp_path: Path) -> None:
+    """torch's fused ones do, so that nobody has unscaled the gradients when the step begins."""
+    params = parameters()
+    optimizer = torch.optim.SGD(params, lr=0.5, fused=True)
+    recorder = NormRecorder(optimizer, tmp_path)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    for k in range(5):
+        optimizer.zero_grad()
+        loss = sum((p * g).sum() for p, g in zip(params, gradients(k), strict=True))
+        scaler.scale(loss).backward()
+        if k == 3:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    recorder.close()
+    assert scaler.get_scale() == 16.0
+    assert_log(tmp_path, 5)
+
+
+def test_complex_gradients_count_by_their_absolute_values(tmp_path: Path) -> None:
+    p = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    optimizer = torch.optim.SGD([p], lr=0.5)
+    recorder = NormRecorder(optimizer, tmp_path)
+    p.grad = torch.full_like(p, 3 + 4j)
+    optimizer.step()
+    recorder.close()
+    found = tables.read(tmp_path)
+    assert (found["l1"][0], found["l2"][0]) == pytest.approx((10.0, 50**0.5))
+
+
+def test_a_full_disk_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = torch.optim.SGD(parameters(), lr=0.5)
+    recorder = NormRecorder(optimizer, tmp_path, every=2)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run(optimizer, range(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(tables, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(optimizer, range(3, 4))
+    run(optimizer, range(4, 7))
+    recorder.close()
+    assert_log(tmp_path, 7)
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
@@ -272,6 +376,9 @@ def test_files_give_back_what_was_written(tmp_path: Path, name: str) -> None:
         ("", "has no column 'l2'; it has none."),
         ("step,l2\n1,2\n", "refine: needs the gradient norms of at least two steps, one number a step, not 1."),
         ("step,l2\n1,2\n2,0\n", "refine: a norm must be positive and finite; that of step 2 is 0.0."),
+        ("step,l2,l2\n1,2,3\n", "has two columns of one name; it has step, l2, l2."),
+        ("\n\n", "has no column 'l2'; it has none."),
+        ("step,l2\n1,1\n2,1e300\n3,1e300\n4,1e300\n5,1e-300\n6,1e300\n", "from 1e-300 to 1e+300 are too far apart"),
         ("step,multiplier\n1,0\n", "holds no schedule: multipliers are >= 0, and one is positive."),
     ],
 )
@@ -285,7 +392,32 @@ def test_wrong_files_are_one_sentence(tmp_path: Path, text: str, sentence: str) 
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+def test_files_of_spreadsheets_and_folders_with_a_dot(tmp_path: Path) -> None:
+    wanted = {"step": [1.0, 2.0], "l2": [3.0, 4.0]}
+    (tmp_path / "LOG.CSV").write_bytes(b"\xef\xbb\xbfstep,l2\r\n1,3\r\n\r\n2,4\r\n")  # a mark of UTF-8, an empty line
+    (tmp_path / "run.csv").mkdir()
+    tables.write(tmp_path / "run.csv" / "1.parquet", wanted)
+    for name in ("LOG.CSV", "run.csv"):
+        assert {key: values.tolist() for key, values in tables.read(tmp_path / name).items()} == wanted
+
+
+def test_a_schedule_read_where_it_is_zero_is_refused(tmp_path: Path) -> None:
+    tables.write(tmp_path / "late.csv", {"multiplier": [0.0, 1.0, 0.0, 0.0]})
+    optimizer = torch.optim.SGD(parameters(), lr=0.5)
+    with pytest.raises(ValueError, match=r"^refine: the schedule is zero at each of the 2 steps[^\n]*\.$"):
+        Refined(optimizer, tmp_path / "late.csv", steps=2)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
 def test_a_file_that_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"log.csv is not a table of numbers"):
+        tables.read(tmp_path / "log.csv")
+    for column in ({"l2": ["a"]}, {"l2": [1.0], "l1": [2.0]}):
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        tables.write(tmp_path / "mixed" / f"{len(column)}.parquet", column)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=r"^[^\n]*mixed is not Parquet of one kind[^\n]*\.$"):
+            tables.read(tmp_path / "mixed")
     with pytest.raises(FileNotFoundError, match="missing does not exist: it should be a log"):
         tables.read(tmp_path / "missing")
     (tmp_path / "log.parquet").write_text("no")
@@ -311,6 +443,7 @@ def test_the_power_of_torchs_optimizers() -> None:
     with pytest.raises(ValueError, match="say power=1 if Rprop divides by a diagonal"):
         power_for(torch.optim.Rprop(params))
     assert power_for(untuned.compose([nn.Parameter(torch.ones(2, 2))], direction=Muon())) == 2
+    assert power_for(untuned.wrappers.Extrapolated(torch.optim.Adam(params), 0.1)) == 1
 
 
 @pytest.mark.parametrize(("kind", "norm", "power"), [(untuned.SGD, "l2", 2), (untuned.Adam, "l1", 1)])

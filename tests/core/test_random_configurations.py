@@ -22,17 +22,16 @@ from problems import everything
 from torch import nn
 
 import untuned
-from untuned import directions, iterates, registry, step_sizes, weight_decay
+from untuned import around, directions, gradients, iterates, registry, step_sizes, weight_decay
 from untuned.optimizer.options import EngineOptions
+from untuned.parts import WeightDecay
 from untuned.parts import fit as capabilities
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*hardly decays")  # dual averaging without momentum, once in a while
 
-ROOMS = {"direction": directions, "step_size": step_sizes, "iterate": iterates, "decay": weight_decay}
-PARTS = {
-    role: [getattr(room, name) for name in (getattr(room, "__all__", None) or ("Coupled", "Decoupled", "Proximal"))]
-    for role, room in ROOMS.items()
-}
+ROOMS = {"direction": directions, "step_size": step_sizes, "iterate": iterates}
+PARTS = {role: [getattr(room, name) for name in room.__all__] for role, room in ROOMS.items()}
+PARTS["decay"] = [kind for kind in vars(weight_decay).values() if kind in WeightDecay.__subclasses__()]
 LIBRARY = Path(untuned.__file__).parent
 REST = object()  # an option that is left at its default
 
@@ -66,7 +65,16 @@ def options(defaults: dict[str, Any], most: int = 3) -> st.SearchStrategy[dict[s
     return few.flatmap(lambda names: st.fixed_dictionaries({name: values(name, defaults[name]) for name in names}))
 
 
+def chains(room: Any, other: Any) -> st.SearchStrategy[Any]:
+    """Lists of up to two transforms of a room, seldom one of another room or no list."""
+    kinds = [getattr(room, name) for name in room.__all__]
+    lists = st.lists(st.sampled_from(kinds).map(lambda kind: kind()), max_size=2)
+    return st.one_of(*[lists] * 4, st.sampled_from([None, "none", kinds[0], kinds[0](), [None], [other()]]))
+
+
 ENGINE: dict[str, st.SearchStrategy[Any]] = {
+    "gradient": chains(gradients, around.Project),
+    "around": chains(around, gradients.Norms),
     "maximize": FLAGS,
     "skip_nonfinite": FLAGS,
     "slot_dtype": st.sampled_from([*[None, torch.float32, torch.float64, torch.bfloat16] * 2, torch.int32, "float32"]),

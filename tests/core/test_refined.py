@@ -161,6 +161,10 @@ def test_one_spike_changes_nothing(height: float) -> None:
         ([1.0, 1.0], {"tau": float("nan")}, "must be in [0, 1], not nan."),
         ([1.0, 1.0], {"power": 0}, "power must be 2 (SGD, L2 norms) or 1 (Adam, L1), or positive, not 0."),
         ([1.0, 1.0], {"power": "l2"}, "or positive, not 'l2'."),
+        (["a", 1.0], {}, "refine: norms must be numbers, one a step, not ['a', 1.0]."),
+        ([[1.0], [1.0, 2.0]], {}, "refine: norms must be numbers, one a step, not [[1.0], [1.0, 2.0]]."),
+        ({"l2": [1.0]}, {}, "refine: norms must be numbers, one a step, not {'l2': [1.0]}."),
+        ([1e200, 1.0, 1e200], {"tau": 0.0}, "refine: norms from 1 to 1e+200 are too far apart for a schedule."),
         ([1.0, 1.0], {"steps": 0}, "steps must be a whole number of at least 1, not 0."),
         ([1.0, 1.0], {"steps": 2.0}, "steps must be a whole number of at least 1, not 2.0."),
     ],
@@ -231,6 +235,8 @@ def test_the_scale_returned_is_the_best() -> None:
         ([1.0, 0.0], [1.0, 1.0], 1.0, "and the last must be positive."),
         ([-1.0, 1.0], [1.0, 1.0], 1.0, "must be finite and not negative"),
         ([1.0, 1.0], [1.0, 1.0], 0.0, "bound: distance must be positive and finite, not 0.0."),
+        ([1.0, 1.0], [1.0, 1.0], "1", "bound: distance must be positive and finite, not '1'."),
+        ("linear", [1.0, 1.0], 1.0, "bound: multipliers must be numbers, one a step, not 'linear'."),
     ],
 )
 def test_bounds_that_do_not_exist(schedule: Any, norms: Any, distance: float, sentence: str) -> None:
@@ -307,6 +313,30 @@ def test_shapes_without_an_end_go_on() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_a_step_to_a_time_past_the_end_is_refused() -> None:
+    """Linear decay would go on below zero there."""
+    optimizer = untuned.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = Schedule(optimizer, "linear", 4)
+    schedule.step(3)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    with pytest.raises(ValueError, match=r"^Schedule: the schedule has 4 steps and ends here: "):
+        schedule.step(5)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("given", [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([1, 2]).bfloat16()])
+def test_norms_may_be_any_tensor(given: torch.Tensor) -> None:
+    assert refine(given, 2).tolist() == refine([1.0, 2.0], 2).tolist()
+
+
+def test_the_numeric_schedule_of_norms_that_are_too_far_apart() -> None:
+    with pytest.raises(ValueError, match=r"^numeric: norms from 1e-200 to 1e\+200 are too far apart for a schedule\.$"):
+        numeric([1e200, 1e-200, 1.0])
+    with pytest.raises(ValueError, match=r"^numeric: rounds must be a whole number of at least 0, not -1\.$"):
+        numeric([1.0, 1.0], -1)
+
+
 def test_a_schedule_is_pickled_and_resumes() -> None:
     optimizer = untuned.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     schedule = Schedule(optimizer, "wsd", 10, 2, decay=0.5)
@@ -336,6 +366,26 @@ def test_a_schedule_is_pickled_and_resumes() -> None:
         ("linear", (1.5,), {}, "not 0 and 1.5."),
         ("constant", (None, -1), {}, "not -1 and None."),
         ("linear", (10,), {"power": 2}, "Schedule: 'linear' has no option 'power'; it has none."),
+        (["linear"], (10,), {}, "Schedule: no shape is called ['linear']; there are constant, linear,"),
+        ("wsd", (10,), {"decay": 0}, "Schedule: decay of 'wsd' must be a number in (0, 1], not 0."),
+        ("wsd", (10,), {"decay": "0.1"}, "not '0.1'."),
+        (
+            "cosine",
+            (10,),
+            {"final": float("nan")},
+            "final of 'cosine' must be a number in [0, inf), not nan.",
+        ),
+        ("cosine", (10,), {"final": -1.0}, "not -1.0."),
+        ("polynomial", (10,), {"power": -1}, "Schedule: power of 'polynomial' must be a number in [0, inf), not -1."),
+        ("power_cooldown", (10,), {"end": 0.5}, "Schedule: end of 'power_cooldown' must be a number in [1, inf)"),
+        ("step", (10,), {"at": 0.5}, "Schedule: at of 'step' must be numbers in [0, inf), not 0.5."),
+        ("step", (10,), {"factor": -0.1}, "Schedule: factor of 'step' must be a number in [0, inf), not -0.1."),
+        (
+            "inverse_sqrt",
+            (),
+            {"alpha": 0.0},
+            "alpha of 'inverse_sqrt' must be a number in (0, inf), not 0.0.",
+        ),
         ("wsd", (10,), {"decai": 2}, "Schedule: 'wsd' has no option 'decai'; it has decay."),
     ],
 )

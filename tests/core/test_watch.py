@@ -11,7 +11,7 @@ from untuned.directions import Adam, Gradient, Muon
 from untuned.gradients import AdaRem, Norms
 from untuned.iterates import Mechanic, Plain, ScheduleFree
 from untuned.parts import Direction, GradientTransform, Iterate, Place, dot, each, number, slot
-from untuned.step_sizes import DoG, Fixed, MoMo, Prodigy
+from untuned.step_sizes import NGN, DoG, Fixed, MoMo, Prodigy
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -90,6 +90,23 @@ def test_norms_beside_matrix_math_and_of_a_part_of_the_tensors() -> None:
     train(optimizer, model, 2)
     g = torch.cat([p.grad.flatten() for p in matrices])
     assert optimizer.metrics()["grad_l2"] == pytest.approx(g.norm().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("execution", ["reference", "native"])
+def test_norms_of_a_part_of_the_tensors_beside_others_of_several_kinds(execution: str) -> None:
+    """Those of label b have fewer sums than those of label a, and kernels take all but the empty one."""
+    torch.manual_seed(0)
+    a, *b = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((3,), (3,), (), (2, 0))]
+    groups = [{"params": [a], "label": "a"}, {"params": b, "label": "b"}]
+    gradient = {"a": [Norms()], "b": []}
+    optimizer = untuned.compose(groups, Gradient(), NGN(lr=0.5), gradient=gradient, execution=execution)
+    gradients = [p.detach() / 2 for p in [a, *b]]
+    for p, g in zip([a, *b], gradients, strict=True):
+        p.grad = g.clone()
+    optimizer.step(loss=torch.tensor(2.0))
+    numbers, squares = optimizer.metrics(), [g.square().sum().item() for g in gradients]
+    assert numbers["grad_l2"] == pytest.approx(squares[0] ** 0.5, rel=1e-12)
+    assert numbers["theta"] == pytest.approx(4 / (4 + 0.5 * sum(squares)), rel=1e-12)
 
 
 def test_a_skipped_step_records_nothing() -> None:

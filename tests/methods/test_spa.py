@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from test_closed_forms import START, assert_close, follow, logistic, noise, path
 
 import untuned
+from untuned.around import RandomScaling
+from untuned.directions import Adam, Gradient
+from untuned.gradients import AdaRem, Norms
+from untuned.iterates import PrimalAverage
 from untuned.schedules import MomentumDecay
 from untuned.spa import LyapunovMonitor, lyapunov, sgdm_from_spa, spa_descent_margin, spa_from_sgdm
+from untuned.step_sizes import Fixed
+from untuned.weight_decay import Coupled
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -489,3 +495,31 @@ def test_bad_input_changes_nothing():
     with pytest.raises(TypeError, match=r"^LyapunovMonitor: V is that of SGDSPA and of no other optimizer, not SGD\.$"):
         LyapunovMonitor(other)
     assert not other._optimizer_step_post_hooks
+
+
+def test_points_of_two_shapes_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"^lyapunov: x and x_prev must be of one shape, not \(2,\) and \(1,\)\.$"):
+        lyapunov(1.0, [1.0, 2.0], [1.0], 0.5, 0.5)
+    with pytest.raises(TypeError, match=r"^lyapunov: x must be numbers\.$"):
+        lyapunov(1.0, ["a"], [1.0], 0.5, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sequences_may_be_tensors_of_a_graph():
+    given = torch.tensor([0.5, 0.25], requires_grad=True), torch.tensor([0.5, 0.5], dtype=torch.bfloat16)
+    wanted = spa_from_sgdm([0.5, 0.25], [0.5, 0.5])
+    for found, numbers in zip(spa_from_sgdm(*given), wanted, strict=True):
+        assert found.tolist() == numbers.tolist()
+
+
+def test_the_lyapunov_function_is_not_that_of_transforms_or_other_directions():
+    p, q = [torch.nn.Parameter(torch.ones(1)) for _ in "pq"]
+    for options, name in (({"around": [RandomScaling()]}, "RandomScaling"), ({"gradient": [AdaRem()]}, "AdaRem")):
+        with pytest.raises(TypeError, match=rf"^LyapunovMonitor: V is that of [^\n]* not SGDSPA with {name}\.$"):
+            LyapunovMonitor(untuned.SGDSPA([p], **options))
+    groups = [{"params": [p], "label": "a"}, {"params": [q], "label": "b"}]
+    parts = {"a": Gradient(), "b": Adam()}, Fixed(0.1), PrimalAverage(), Coupled()
+    with pytest.raises(TypeError, match=r"^LyapunovMonitor: V is that of "):
+        LyapunovMonitor(untuned.compose(groups, *parts))
+    monitor = LyapunovMonitor(untuned.SGDSPA([p], gradient=[Norms()]))
+    assert monitor.record(2.0) == 2.0

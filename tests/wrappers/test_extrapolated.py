@@ -131,6 +131,21 @@ def test_an_inner_rate_of_half_the_bound_is_never_stable():
     assert quadratic(0.05, 1.0) > 1e3
 
 
+@pytest.mark.parametrize("library", [torch.optim, untuned])
+def test_a_maximum_is_approached_from_ahead(library):
+    """The gradient of the first step is followed upwards in the second block, whoever the base optimizer is from."""
+    w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = Extrapolated(library.SGD([w], lr=0.1, maximize=True), inner_lr=0.25)
+    seen = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        with optimizer.extrapolated():
+            seen.append(w.item())
+            (3 * w).sum().backward()
+        optimizer.step()
+    assert seen == pytest.approx([1.0, 1.3 + 0.25 * 3])
+
+
 @pytest.mark.parametrize(("inner_lr", "variance"), [(0.0, 0.0526), (0.1, 0.0481), (0.3, 0.0414), (0.5, 0.0370)])
 def test_the_stationary_variance_shrinks(inner_lr, variance):
     """Of SGD with lr 0.1 on w^2 / 2 with unit noise in the gradient: 40,000 walks, each 150 steps long."""
@@ -372,6 +387,9 @@ def test_bad_options_are_refused_in_a_sentence():
     for bad in (-1.0, math.nan, math.inf, "much"):
         refused(ValueError, "inner_lr must be", Extrapolated, base, bad)
         refused(ValueError, "nesterov must be", Extrapolated, base, 0.1, nesterov=bad)
+    for bad in (1.5, "a", None, True):
+        refused(ValueError, "seed must be a whole number", Extrapolated, base, 0.1, "noise", seed=bad)
+    refused(TypeError, "scaler must be a gradient scaler", Extrapolated, base, 0.1, scaler=3)
 
 
 def test_a_step_inside_the_block_and_a_block_inside_a_block_change_nothing():
@@ -382,6 +400,7 @@ def test_a_step_inside_the_block_and_a_block_inside_a_block_change_nothing():
     with optimizer.extrapolated():
         ahead = [p.detach().clone() for p in model.parameters()]
         refused(RuntimeError, "still hold the extrapolated point", optimizer.step)
+        refused(RuntimeError, "still hold the extrapolated point", optimizer.optimizer.step)
         refused(RuntimeError, "is open already", optimizer.extrapolated().__enter__)
         refused(RuntimeError, "leave the block", optimizer.load_state_dict, {})
         assert all(map(torch.equal, model.parameters(), ahead))
@@ -406,6 +425,14 @@ def test_states_that_do_not_fit_are_refused_and_nothing_changed():
         refused(
             ValueError, "does not fit parameter", optimizer.load_state_dict, good | {"extrapolation": own | {"q": bad}}
         )
+    for bad in (3, {"q": 3}, own | {"before": [p]}):
+        refused(ValueError, "'extrapolation' is none", optimizer.load_state_dict, good | {"extrapolation": bad})
+    for bad in ({0: 3}, {"a": torch.ones(2)}):
+        refused(
+            ValueError, "does not fit parameter", optimizer.load_state_dict, good | {"extrapolation": own | {"q": bad}}
+        )
+    for key, bad in (("inner_lr", "x"), ("nesterov", 1.0), ("seed", 0.5), ("steps", -1)):
+        refused(ValueError, f"{key} must be ", optimizer.load_state_dict, good | {"extrapolation": own | {key: bad}})
     refused(TypeError, "takes a dict", optimizer.load_state_dict, [good])
     assert optimizer.state_dict() == good
 

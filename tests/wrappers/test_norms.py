@@ -256,3 +256,65 @@ def test_a_bias_that_goes_elsewhere_too_stays():
     twice = Forward(lambda m, x: m.second(m.b(m.second(x))), b=nn.ReLU())  # once before a norm, once before a layer
     assert [one.bias_removed for one in insert_norms(twice).layers] == ["first.bias", None]
     assert twice.second.bias is not None
+
+
+class OfModules(nn.Module):
+    """A forward of the modules that are given."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.given = forward
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.given(self, x)
+
+
+def test_a_bias_that_the_forward_reads_stays():
+    model = OfModules(
+        lambda self, x: self.head(self.act(self.stem(x))) + self.stem.bias.sum(),
+        stem=nn.Linear(3, 4),
+        act=nn.ReLU(),
+        head=nn.Linear(4, 2),
+    )
+    assert insert_norms(model).layers[0].bias_removed is None
+    assert model(torch.ones(5, 3)).shape == (5, 2)
+
+
+@pytest.mark.parametrize("first", ["gate", "stem"])
+def test_features_of_a_sum_are_those_of_what_is_not_one_column(first):
+    names = ["gate", "stem"] if first == "gate" else ["stem", "gate"]
+    model = OfModules(
+        lambda self, x: self.head(self.act(getattr(self, names[0])(x) + getattr(self, names[1])(x))),
+        gate=nn.Linear(3, 1),
+        stem=nn.Linear(3, 4),
+        act=nn.ReLU(),
+        head=nn.Linear(4, 2),
+    )
+    assert [one.features for one in insert_norms(model).layers] == [4]
+    assert model(torch.ones(5, 3)).shape == (5, 2)
+
+
+def test_norms_are_made_where_the_layer_before_is_though_it_keeps_its_bias():
+    """The first parameter of the model is of another dtype here, and may be on another device."""
+    model = OfModules(
+        lambda self, x: self.head(self.act(self.up(self.stem(x).double()))),
+        stem=nn.Linear(3, 4),
+        up=nn.Linear(4, 6, bias=False).double(),
+        act=nn.ReLU(),
+        head=nn.Linear(6, 2).double(),
+    )
+    insert_norms(model)
+    assert model.act.norm.weight.dtype == torch.float64
+    assert model(torch.ones(5, 3)).shape == (5, 2)
+
+
+@pytest.mark.parametrize("eps", [-1.0, "small", None, float("nan"), True])
+def test_a_wrong_eps_is_refused(eps):
+    refused(ValueError, "eps must be a number in [0, inf)", mlp(), eps=eps)
+
+
+@pytest.mark.parametrize("activations", [nn.ReLU, (3,), None])
+def test_wrong_activations_are_refused(activations):
+    refused(TypeError, "activations must be a tuple of classes", mlp(), activations=activations)

@@ -431,6 +431,22 @@ def test_bad_input_is_refused_in_a_sentence():
     assert not sgd._optimizer_step_post_hooks
 
 
+def test_what_cannot_be_chosen_is_refused_in_a_sentence():
+    model, w = mlp(), nn.Parameter(torch.ones(2, 2))
+    refused(TypeError, "exclude must be 'last' or a list", WeightProjector, model, exclude=None)
+    refused(ValueError, "is not in the model", WeightProjector, model, exclude=[3])
+    refused(ValueError, "is not in the model", WeightProjector, model, exclude=[nn.Linear(2, 2)])
+    refused(TypeError, "joint takes a list of normalisations", WeightProjector, model, joint=[3])
+    refused(TypeError, "joint takes a list of normalisations", WeightProjector, model, joint=3)
+    both = [("w", w), ("w", nn.Parameter(torch.ones(2, 2)))]
+    refused(ValueError, "two parameters are named 'w'", WeightProjector, both)
+    assert [one.name for one in WeightProjector([("w", w), ("again", w)])._kept] == ["w"]
+    refused(TypeError, "a list with an object of type tuple", WeightProjector, [("w", w, 1)])
+    for dtype in (torch.int8, torch.complex64):
+        odd = nn.Parameter(torch.ones(2, 2, dtype=dtype), requires_grad=False)
+        refused(TypeError, "not real numbers", WeightProjector, [odd])
+
+
 @pytest.mark.parametrize(("value", "why"), [(0.0, "is zero"), (math.nan, "is not finite"), (math.inf, "is not finite")])
 def test_a_weight_without_a_norm_is_refused_and_nothing_changed(value, why):
     model = mlp()
@@ -475,6 +491,14 @@ def test_states_that_do_not_fit_are_refused_and_nothing_changed():
         (good | {"kept_norms": bad_norm | {"0.weight": torch.ones(3)}}, "the norms of '0.weight' do not fit"),
     ):
         refused(ValueError, text, projector.load_state_dict, state)
+    assert projector.state_dict() == good
+
+
+@pytest.mark.parametrize("change", [{"steps": -1}, {"steps": 1.5}, {"steps": "2"}, {"kept_norms": {"0.weight": "a"}}])
+def test_a_spoiled_state_is_refused_and_nothing_changed(change):
+    projector = WeightProjector(mlp())
+    good = projector.state_dict()
+    refused(ValueError, "no state_dict() of a WeightProjector", projector.load_state_dict, good | change)
     assert projector.state_dict() == good
 
 

@@ -48,11 +48,13 @@ def compose(
 differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, \
 AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM.
     """
+    without = {role for role in ("gradient", "around") if engine.get(role, ()) is None}
+    options: Any = {option: value for option, value in engine.items() if option not in without}
     return Optimizer(
         params,
         Adam() if direction is None else direction,
         step_size or Fixed(),
         iterate or Plain(),
         Decoupled() if decay is None else decay,
-        **engine,
+        **options,
     )

@@ -10,6 +10,7 @@ from untuned.directions import Gradient, Momentum
 from untuned.iterates import Plain
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
+from untuned.optimizers.chains import joined
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Coupled, Decoupled
 
@@ -46,7 +47,7 @@ class AdaRem(Optimizer):
     ) -> None:
         direction, gain = Momentum(momentum), gradients.AdaRem(beta, lam, eps)
         direction = direction if momentum else Gradient()
-        engine["gradient"] = [*engine.get("gradient", ()), gain]
+        engine["gradient"] = joined(engine.get("gradient", ()), gain, first=False)
         super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
 
 
@@ -84,7 +85,8 @@ class MultiplicativeSGD(Optimizer):
     ) -> None:
         direction = Momentum(momentum, dampening, nesterov)
         direction = direction if momentum else Gradient()
-        engine["around"] = [Multiplicative(eta_in, mix, additive, rule), *engine.get("around", ())]
+        own = Multiplicative(eta_in, mix, additive, rule)
+        engine["around"] = joined(engine.get("around", ()), own, first=True)
         super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)
 
 
@@ -120,6 +122,7 @@ class MultiplicativeAdam(Optimizer):
         rule: str = "abs",
         **engine: Unpack[EngineOptions],
     ) -> None:
-        engine["around"] = [Multiplicative(eta_in, mix, additive, rule), *engine.get("around", ())]
+        own = Multiplicative(eta_in, mix, additive, rule)
+        engine["around"] = joined(engine.get("around", ()), own, first=True)
         direction = directions.Adam(betas, eps)
         super().__init__(params, direction, Fixed(lr), Plain(), Coupled(weight_decay), **engine)

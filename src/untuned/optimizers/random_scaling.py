@@ -10,6 +10,7 @@ from untuned.directions import Gradient, Momentum
 from untuned.iterates import Plain
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
+from untuned.optimizers.chains import joined
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Decoupled
 
@@ -43,7 +44,7 @@ class RandomScalingSGD(Optimizer):
     ) -> None:
         direction = Momentum(beta, beta, from_zero=True)
         direction = direction if beta else Gradient()
-        engine["around"] = [RandomScaling(seed), *engine.get("around", ())]
+        engine["around"] = joined(engine.get("around", ()), RandomScaling(seed), first=True)
         super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)
 
 
@@ -74,5 +75,5 @@ class RandomScalingAdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         direction = directions.Adam(betas, eps)
-        engine["around"] = [RandomScaling(seed), *engine.get("around", ())]
+        engine["around"] = joined(engine.get("around", ()), RandomScaling(seed), first=True)
         super().__init__(params, direction, Fixed(lr), Plain(), Decoupled(weight_decay), **engine)

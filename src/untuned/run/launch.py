@@ -186,7 +186,7 @@ class Launch:
         def by_reference(stage: Stage, i: int, j: int) -> None:
             if out := eager.run(now, stage, buckets[i], j):
                 rows = slice(*buckets[i].ends[j : j + 2])
-                blocks[i][rows, self._columns(sums, stage, buckets[i])] = torch.stack(out, 1)
+                blocks[i][self._cells(sums, stage, buckets[i], rows)] = torch.stack(out, 1)
 
         for batch in self.batches:
             for stage in here[batch.label]:
@@ -196,7 +196,7 @@ class Launch:
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
                     for i, index, rows in batch.spans if stage.sums else ():
-                        blocks[i][index, self._columns(sums, stage, buckets[i])] = found[rows]
+                        blocks[i][self._cells(sums, stage, buckets[i], index)] = found[rows]
         for i, j in self.rest:
             for stage in here[self.label(buckets[i])]:
                 by_reference(stage, i, j)
@@ -217,9 +217,10 @@ class Launch:
             return None
         return importlib.import_module("untuned.kernels.triton" if on_gpu else "untuned.kernels.native")
 
-    def _columns(self, sums: Sums, stage: Stage, bucket: Bucket) -> slice | list[int]:
-        """The columns of `sums`, the reductions of a sweep, that a stage fills for tensors of a bucket."""
+    def _cells(self, sums: Sums, stage: Stage, bucket: Bucket, rows: Any) -> tuple[Any, Any]:
+        """Rows, and the columns of `sums`, the reductions of a sweep, that a stage fills for tensors of a bucket."""
         if len(stage.sums) == len(sums):
-            return slice(None)
+            return rows, slice(None)
         first = dict(zip(sums, itertools.accumulate(map(len, sums.values()), initial=0), strict=False))
-        return [first[bucket.parts[role]] + i for role, ones in stage.sums.items() for i in range(len(ones))]
+        columns = [first[bucket.parts[role]] + i for role, ones in stage.sums.items() for i in range(len(ones))]
+        return rows if isinstance(rows, slice) else rows[:, None], columns

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from untuned.schedules.linear_decay import _count
 
 
-class LargerSteps(LambdaLR):
+class LargerSteps(LRScheduler):
     """Multiply lr by `factor`, or set it to `lr`, at steps 0, every, 2 every, ...: arXiv 2106.02985.
 
     The paper's algorithm takes r = `lr` of order eps^2 there and eta of order eps^5 at all other steps, to reach
@@ -43,12 +44,13 @@ class LargerSteps(LambdaLR):
         name, value = ("factor", factor) if lr is None else ("lr", lr)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ValueError(f"LargerSteps: {name} must be a positive number, not {value!r}.")
-        usual = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        if lr is not None and not all(usual):
+        if lr is not None and not all(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups):
             raise ValueError("LargerSteps: a group at lr 0 can have a factor, but not an lr.")
+        self.every, self.factor, self.lr = every, 1.0 if factor is None else factor, lr
+        super().__init__(optimizer, last_epoch)
 
-        def multiplier(larger: float):
-            return lambda step: larger if step % every == 0 else 1.0
-
-        larger = [float(value) if lr is None else value / one for one in usual]
-        super().__init__(optimizer, [multiplier(one) for one in larger], last_epoch)
+    def get_lr(self) -> list[Any]:
+        """lr of every group at this step; the state has what it follows from."""
+        if self.last_epoch % self.every:
+            return [*self.base_lrs]
+        return [base * self.factor if self.lr is None else self.lr for base in self.base_lrs]

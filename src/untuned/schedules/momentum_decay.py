@@ -17,6 +17,19 @@ from untuned.spa import spa_descent_margin
 SHAPES = {"linear": lambda s: s, "cosine": lambda s: (1 - math.cos(math.pi * s)) / 2}
 
 
+def _factors(given: Any, total: int) -> list[float]:
+    try:
+        factors = [float(factor) for factor in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"MomentumDecay: lr_factors must be numbers, one per step, not {given!r}.") from None
+    if len(factors) != total:
+        raise ValueError(f"MomentumDecay: lr_factors must have {total} entries, one per step, not {len(factors)}.")
+    if wrong := [k for k, factor in enumerate(factors) if not 0 < factor < math.inf]:
+        what = f"at step {wrong[0]} there is {factors[wrong[0]]:g}"
+        raise ValueError(f"MomentumDecay: lr_factors must be positive and finite; {what}.")
+    return factors
+
+
 class MomentumDecay(LRScheduler):
     """Lower c = 1 - momentum of `SGDSPA` from its own value to `final_c`, at fixed lr: after arXiv 2010.00406.
 
@@ -54,14 +67,12 @@ class MomentumDecay(LRScheduler):
         total = _count("MomentumDecay", "total_steps", total_steps, 2)
         if isinstance(final_c, bool) or not isinstance(final_c, (int, float)) or not 0 < final_c <= 1:
             raise ValueError(f"MomentumDecay: final_c must be a number in (0, 1], not {final_c!r}.")
-        if shape not in SHAPES:
+        if not isinstance(shape, str) or shape not in SHAPES:
             raise ValueError(f"MomentumDecay: shape must be one of {', '.join(SHAPES)}, not {shape!r}.")
         if not isinstance(getattr(optimizer, "parts", {}).get("iterate"), PrimalAverage):
             raise TypeError(f"MomentumDecay: {type(optimizer).__name__} has no primal averaging; use it with SGDSPA.")
-        if lr_factors is not None and len(lr_factors) != total:
-            raise ValueError(
-                f"MomentumDecay: lr_factors must have {total} entries, one per step, not {len(lr_factors)}."
-            )
+        if lr_factors is not None:
+            lr_factors = _factors(lr_factors, total)
         self.total_steps, self.final_c, self.shape = total, float(final_c), shape
         groups = optimizer.param_groups
         first = [1 - float(group.get("initial_momentum", group["momentum"])) for group in groups]
@@ -95,5 +106,6 @@ class MomentumDecay(LRScheduler):
     def get_lr(self) -> list[Any]:
         """lr as it is. torch asks at every step for what to set, and momentum is set here."""
         for group in self.optimizer.param_groups:
+            group.setdefault("initial_momentum", group["momentum"])  # of a group that came later
             group["momentum"] = 1 - self._c(1 - float(group["initial_momentum"]), self.last_epoch)
         return [group["lr"] for group in self.optimizer.param_groups]

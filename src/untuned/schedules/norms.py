@@ -26,11 +26,14 @@ def global_norms(optimizer: torch.optim.Optimizer, shard_group: Any = None) -> t
             if p.grad is not None:
                 g = local(p.grad).detach()
                 g = g.coalesce().values() if g.layout == torch.sparse_coo else g
+                g = g.abs() if g.is_complex() else g
                 here.setdefault((g.device, domain(p)), []).append(g)
     total = number_from(0.0, device_of(optimizer.param_groups)).new_zeros(2)
     for (device, groups), grads in here.items():
         total += over_groups(_sums(grads, device.type), groups).to(total)
     total = over_shards(total, shard_group)
+    scale = getattr(optimizer, "grad_scale", None)  # of a gradient scaler whose scale the optimizer takes out itself
+    total = total if scale is None else total / torch.stack([s := scale.to(total), s * s])
     return torch.stack([total[0], total[1].sqrt()])
 
 
@@ -51,16 +54,17 @@ def _sums(grads: list[torch.Tensor], device: str) -> torch.Tensor:
 class NormRecorder:
     """Records L1 and L2 norm of the whole raw gradient, and lr of group 0, in every step of a torch optimizer.
 
-    The gradients are those that `step()` finds: all-reduced, unscaled if you call `scaler.unscale_` before it, and not
-    clipped if the optimizer does that itself (`clip_grad_norm=`). Where it keeps the numbers `grad_l1` and `grad_l2`
-    in its groups, these are taken as they are; else they are one more pass over the gradients. Nothing waits for the
-    device: numbers stay there, and are copied every `every` steps. A `step(closure)` is recorded after it, with the
-    gradients of its last call.
+    The gradients are those that `step()` finds: all-reduced, without the scale of a gradient scaler, and not clipped if
+    the optimizer does that itself (`clip_grad_norm=`). Where it keeps the numbers `grad_l1` and `grad_l2` of all its
+    groups, these are taken as they are: without groups at lr 0, and after a step that it skipped those of the step
+    before; else they are one more pass over the gradients. Nothing waits for the device: numbers stay there, and are
+    copied every `every` steps. A `step(closure)` is recorded after it, with the gradients of its last call.
 
     `path` is a folder. It gets a Parquet file (step, l1, l2, lr) for every so many steps, written in one piece, by the
     first rank; a process that dies loses the steps since. `state_dict()` first writes what there is, and
     `load_state_dict()` takes back what was recorded after it, so that a resumed run has every step once. A folder with
-    another run's steps is refused in the first step.
+    another run's steps is refused in the first step, and steps that another recorder writes meanwhile are not
+    written over.
 
         recorder = NormRecorder(optimizer, "norms")
         ...                                                         # train
@@ -72,6 +76,12 @@ class NormRecorder:
     ) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"NormRecorder: every must be a whole number of at least 1, not {every!r}.")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"NormRecorder needs a torch.optim.Optimizer, not an object of type {type(optimizer).__name__}."
+            )
+        if not isinstance(path, (str, Path)):
+            raise TypeError(f"NormRecorder: path must name a folder, not {path!r}.")
         tables.arrow()
         self.optimizer, self.path, self.every = optimizer, Path(path), every
         self.steps = 0
@@ -87,11 +97,13 @@ class NormRecorder:
 
     @torch.no_grad()
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._ours and self._writes and (held := self._last()):
-            raise FileExistsError(
-                f"{self.path} holds the norms of {held} steps: load the recorder's state_dict() to go on, or choose "
-                "another path."
-            )
+        if not self._ours and self._writes:
+            self._make_folder()
+            if held := self._last():
+                raise FileExistsError(
+                    f"{self.path} holds the norms of {held} steps: load the recorder's state_dict() to go on, or "
+                    "choose another path."
+                )
         self._ours = self._runs = True
         closure = any(map(callable, args)) or kwargs.get("closure") is not None
         self._norms = None if closure or self._given() is not None else global_norms(optimizer, self._shard_group)
@@ -111,10 +123,11 @@ class NormRecorder:
 
     def _given(self) -> torch.Tensor | None:
         """The norms that the optimizer has computed."""
-        group = self.optimizer.param_groups[0]
-        if "grad_l1" not in group or "grad_l2" not in group:
-            return None
-        return torch.stack([torch.as_tensor(group[key]).double() for key in ("grad_l1", "grad_l2")])
+        first, *others = self.optimizer.param_groups
+        keys = "grad_l1", "grad_l2"
+        if not all(key in first and all(group.get(key) is first[key] for group in others) for key in keys):
+            return None  # or those of some labels only
+        return torch.stack([torch.as_tensor(first[key]).double() for key in keys])
 
     # ------------------------------------------------------------------ to the disk
 
@@ -138,8 +151,13 @@ class NormRecorder:
         if event is not None:
             event.synchronize()
         if self._writes:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             first = last - len(rows) + 1
+            if any(int(file.stem) >= first for file in self._files()[-1:]):
+                self._sent = None
+                raise FileExistsError(
+                    f"{self.path} holds step {first} of another recorder: give each recorder a path of its own."
+                )
             columns = zip(COLUMNS[1:], rows.double().numpy().T, strict=True)
             tables.write(self._file(first), {"step": torch.arange(first, last + 1).numpy(), **dict(columns)})
         self._sent = None
@@ -155,6 +173,13 @@ class NormRecorder:
         for hook in self._hooks:
             hook.remove()
 
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{self.path} cannot be a folder ({error.strerror}): choose another path."
+            raise type(error)(f"NormRecorder: {why}") from None
+
     @property
     def _writes(self) -> bool:
         return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
@@ -168,7 +193,7 @@ class NormRecorder:
     def _last(self) -> int:
         """The last step in the folder, 0 if there is none."""
         files = self._files()
-        return int(tables.arrow()[1].read_table(files[-1])["step"][-1].as_py()) if files else 0
+        return int(tables.column(files[-1], tables.of_parquet(files[-1], files[-1:]), "step")[-1]) if files else 0
 
     # ------------------------------------------------------------------ resuming
 
@@ -182,7 +207,9 @@ class NormRecorder:
 
         Raises ValueError, with nothing changed, if the folder has fewer.
         """
-        steps = state_dict["steps"]
+        steps = state_dict.get("steps") if isinstance(state_dict, dict) else None  # pyright: ignore
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError("NormRecorder cannot load this: it is no state_dict() of a NormRecorder.")
         if self._writes:
             if (held := self._last()) < steps:
                 raise ValueError(f"{self.path} holds the norms of {held} steps, the recorder had written {steps}.")

@@ -6,6 +6,7 @@ Both are of arXiv 2310.07831. A schedule is a sequence of multipliers of lr, one
 from __future__ import annotations
 
 import math
+import reprlib
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,18 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
+def _array(values: Any, name: str, what: str) -> Floats:
+    """As float64; ValueError in one sentence for what are no numbers."""
+    try:
+        values = values.detach().double().cpu() if isinstance(values, torch.Tensor) else values
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: {what} must be numbers, one a step, not {reprlib.repr(values)}.") from None
+
+
 def checked(norms: ArrayLike, name: str = "refine") -> Floats:
     """Norms as a float64 vector (steps,); ValueError if there are fewer than two, or one is not positive and finite."""
-    values = np.asarray(norms, dtype=np.float64)
+    values = _array(norms, name, "norms")
     if values.ndim != 1 or len(values) < 2:
         have = f"{len(values)}" if values.ndim == 1 else f"an array of shape {values.shape}"
         raise ValueError(f"{name}: needs the gradient norms of at least two steps, one number a step, not {have}.")
@@ -27,6 +37,10 @@ def checked(norms: ArrayLike, name: str = "refine") -> Floats:
         at = int(np.argmin(good))
         raise ValueError(f"{name}: a norm must be positive and finite; that of step {at + 1} is {values[at]}.")
     return values
+
+
+def _too_far_apart(values: Floats, name: str) -> ValueError:
+    return ValueError(f"{name}: norms from {values.min():g} to {values.max():g} are too far apart for a schedule.")
 
 
 def window_of(tau: float, steps: int) -> int:
@@ -82,8 +96,11 @@ def refine(norms: ArrayLike, power: float, tau: float = 0.1, steps: int | None =
     if isinstance(power, bool) or not isinstance(power, (int, float)) or not 0 < power < math.inf:
         raise ValueError(f"refine: power must be 2 (SGD, L2 norms) or 1 (Adam, L1), or positive, not {power!r}.")
     smooth = median_filter(values, window_of(tau, len(values)))
-    w = (smooth / smooth.min()) ** -power  # of a scale that cannot overflow, and exactly 1 for constant norms
-    schedule = from_weights(np.append(w, w[-1]))[:-1]
+    with np.errstate(all="ignore"):
+        w = (smooth / smooth.min()) ** -power  # of a scale that cannot overflow, and exactly 1 for constant norms
+        schedule = from_weights(np.append(w, w[-1]))[:-1]
+    if not np.isfinite(schedule).all():
+        raise _too_far_apart(values, "refine")
     return schedule if steps is None else resample(schedule, steps)
 
 
@@ -98,6 +115,8 @@ def resample(schedule: ArrayLike, steps: int) -> Floats:
     if len(values) == steps:
         return values
     read = np.interp(np.arange(steps) / steps, np.arange(len(values) + 1) / len(values), np.append(values, 0.0))
+    if not read.any():
+        raise ValueError(f"refine: the schedule is zero at each of the {steps} steps at which it is read; take more.")
     return read / read.max()
 
 
@@ -113,12 +132,12 @@ def bound(schedule: ArrayLike, norms: ArrayLike, distance: float = 1.0) -> tuple
     (lr-scheduling), which subtracts sums, where the last multipliers are far below the first.
     """
     G = checked(norms, "bound")
-    s = np.asarray(schedule, dtype=np.float64)
+    s = _array(schedule, "bound", "multipliers")
     if s.shape != G.shape:
         raise ValueError(f"bound: the schedule needs a multiplier for each of the {len(G)} norms, not {s.shape}.")
     if not (np.isfinite(s).all() and (s >= 0).all() and s[-1] > 0):
         raise ValueError("bound: multipliers must be finite and not negative, and the last must be positive.")
-    if not 0 < distance < math.inf:
+    if isinstance(distance, bool) or not isinstance(distance, (int, float)) or not 0 < distance < math.inf:
         raise ValueError(f"bound: distance must be positive and finite, not {distance!r}.")
     scale, size = float(s.max()), float(G.max())
     S, V = _tails(s / scale), _tails((s / scale) ** 2 * (G / size) ** 2)
@@ -137,6 +156,8 @@ def numeric(norms: ArrayLike, rounds: int = 500) -> Floats:
     L-BFGS on the logarithms of the multipliers, from linear decay, until it stands still or for so many rounds. With
     constant norms it is nearly linear, but turns up on the last step, which the theory leaves free.
     """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"numeric: rounds must be a whole number of at least 0, not {rounds!r}.")
     G = torch.from_numpy(checked(norms, "numeric"))
     G2 = (G / G.max()) ** 2
     x = torch.arange(len(G), 0, -1, dtype=torch.float64).log_().requires_grad_()
@@ -157,6 +178,8 @@ def numeric(norms: ArrayLike, rounds: int = 500) -> Floats:
     with torch.enable_grad():
         search.step(value)
     found = x.detach().numpy()
+    if not np.isfinite(found).all():
+        raise _too_far_apart(G.numpy(), "numeric")
     return np.exp(found - found.max())
 
 

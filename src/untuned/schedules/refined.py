@@ -26,7 +26,12 @@ _DIAGONAL = (
 
 
 def power_for(optimizer: torch.optim.Optimizer) -> int:
-    """1 if the optimizer divides by a diagonal, as Adam does, and 2 if not; a ValueError if that is not known."""
+    """1 if the optimizer divides by a diagonal, as Adam does, and 2 if not; a ValueError if that is not known.
+
+    Of one that goes around another, such as `wrappers.Extrapolated`, the inner one counts.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
     if (recipe := getattr(optimizer, "recipe", None)) is not None:
         return 1 if any("diagonal" in part.gives for part in recipe.all_parts) else 2
     if isinstance(optimizer, _DIAGONAL):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from untuned.parts.declare import inside, is_real
+
 
 def constant(step: int, steps: int | None = None) -> float:
     """1."""
@@ -67,6 +69,21 @@ SHAPES: dict[str, Callable[..., float]] = {
     "inverse_sqrt": inverse_sqrt,
 }
 ENDLESS = {"constant", "inverse_sqrt"}  # need no number of steps
+WITHIN = {
+    "power": "[0, inf)",
+    "final": "[0, inf)",
+    "decay": "(0, 1]",
+    "end": "[1, inf)",
+    "at": "[0, inf)",
+    "factor": "[0, inf)",
+    "alpha": "(0, inf)",
+}  # the intervals of the options, with which multipliers are finite and not negative
+
+
+def _check_option(shape: str, name: str, value: Any) -> None:
+    values, wanted = ((value,), "a number") if name != "at" else (value, "numbers")
+    if not isinstance(values, tuple | list) or not all(is_real(v) and inside(v, WITHIN[name]) for v in values):
+        raise ValueError(f"Schedule: {name} of {shape!r} must be {wanted} in {WITHIN[name]}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -91,8 +108,10 @@ class Ending(LambdaLR):
     steps: int | None
 
     def step(self, epoch: int | None = None) -> None:
-        if self.steps is not None and self.last_epoch >= self.steps:
-            raise ValueError(f"{type(self).__name__}: the schedule has {self.steps} steps and ends here: give it more.")
+        following = self.last_epoch + 1 if epoch is None else epoch
+        if self.steps is not None and following > self.steps:
+            has = f"{self.steps} step" + "s" * (self.steps != 1)
+            raise ValueError(f"{type(self).__name__}: the schedule has {has} and ends here: give it more.")
         super().step(epoch)
 
 
@@ -125,7 +144,7 @@ class Schedule(Ending):
         last_epoch: int = -1,
         **options: Any,
     ) -> None:
-        if shape not in SHAPES:
+        if not isinstance(shape, str) or shape not in SHAPES:
             raise ValueError(f"Schedule: no shape is called {shape!r}; there are {', '.join(SHAPES)}.")
         whole = [value for value in (warmup, steps) if isinstance(value, int) and not isinstance(value, bool)]
         if len(whole) < 1 + (steps is not None) or warmup < 0 or (steps is not None and steps <= warmup):
@@ -136,6 +155,8 @@ class Schedule(Ending):
         if unknown := sorted(options.keys() - {*known}):
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise TypeError(f"Schedule: {shape!r} has no option {unknown[0]!r}; {has}.")
+        for name, value in options.items():
+            _check_option(shape, name, value)
         self.steps = steps
         super().__init__(optimizer, Multiplier(shape, steps, warmup, options), last_epoch)
 

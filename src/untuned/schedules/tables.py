@@ -54,16 +54,19 @@ def read(path: Path | str) -> Columns:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: it should be a log of gradient norms, or a schedule.")
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+    if path.suffix.lower() == ".csv" and path.is_file():
         try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                header, *rows = list(filter(None, csv.reader(file))) or [[]]
             values = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
             columns = dict(zip(header, values.reshape(len(rows), len(header)).T, strict=True))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a table of numbers below a line of names ({error}).") from None
+        except (ValueError, csv.Error) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a table of numbers below a line of names ({why}).") from None
+        if len(columns) < len(header):
+            raise ValueError(f"{path} has two columns of one name; it has {', '.join(header)}.")
     else:
-        columns = _parquet(path, sorted(path.glob("*.parquet")) if path.is_dir() else [path])
+        columns = of_parquet(path, sorted(path.glob("*.parquet")) if path.is_dir() else [path])
     steps = columns.get("step", np.arange(0))
     if (wrong := steps != np.arange(1, len(steps) + 1)).any():
         at = int(np.argmax(wrong))
@@ -71,13 +74,14 @@ def read(path: Path | str) -> Columns:
     return columns
 
 
-def _parquet(path: Path, files: Sequence[Path]) -> Columns:
+def of_parquet(path: Path, files: Sequence[Path]) -> Columns:
+    """The columns of Parquet files, one below the other; ValueError, which names `path`, if that cannot be."""
     pyarrow, parquet = arrow()
     try:
         table = pyarrow.concat_tables([parquet.read_table(file) for file in files] or [pyarrow.table({})])
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not Parquet of one kind ({error}).") from None
-    return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
+        return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not Parquet of one kind, with numbers ({' '.join(str(error).split())}).") from None
 
 
 def column(path: Path | str, columns: Columns, name: str) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Extrapolation for training with large batches: gradients are taken a little ahead of the weights."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Generator
 from typing import Any
@@ -89,10 +90,9 @@ class Extrapolated(torch.optim.Optimizer):
             )
         if direction not in ("local", "global", "noise"):
             raise ValueError(f"Extrapolated: direction must be 'local', 'global' or 'noise', not {direction!r}.")
-        if not (isinstance(inner_lr, int | float) and 0 <= inner_lr < float("inf")):
-            raise ValueError(f"Extrapolated: inner_lr must be in [0, inf), not {inner_lr!r}.")
-        if not (isinstance(nesterov, int | float) and 0 <= nesterov < 1):
-            raise ValueError(f"Extrapolated: nesterov must be in [0, 1), not {nesterov!r}.")
+        _check_numbers(inner_lr=inner_lr, nesterov=nesterov, seed=seed)
+        if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+            raise TypeError(f"Extrapolated: scaler must be a gradient scaler of torch, not {kind_of(scaler)}.")
         if direction != "global" and any(map(is_sharded, _params(optimizer.param_groups))):
             raise ValueError("Extrapolated: of sharded parameters no process has the gradient; use direction='global'.")
         self.optimizer, self.inner_lr, self.direction, self.nesterov = optimizer, inner_lr, direction, nesterov
@@ -103,6 +103,7 @@ class Extrapolated(torch.optim.Optimizer):
         self._local: dict[torch.Tensor, torch.Tensor] = {}
         self._hooked = self._warned = False
         super().__setstate__({"defaults": dict(optimizer.defaults)})  # its hooks, and nothing of groups and state
+        optimizer.register_step_pre_hook(self._refuse_inside)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -154,8 +155,11 @@ class Extrapolated(torch.optim.Optimizer):
         """w <- w', with the old w in `_saved`."""
         assert self._saved is not None
         generators: dict[torch.device, torch.Generator] = {}
+        of_all = getattr(
+            getattr(self.optimizer, "recipe", None), "maximize", False
+        )  # this library's have no such entry
         for group in self.param_groups:
-            up = group.get("maximize", False)
+            up = group.get("maximize", of_all)
             for p in group["params"]:
                 if not p.requires_grad:
                     continue
@@ -189,16 +193,20 @@ class Extrapolated(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None, **arguments: Any) -> Any:  # pyright: ignore
         """A step of the base optimizer, with all that its `step` takes; the gradients in `p.grad` are q of the next."""
-        if self._saved is not None:
-            raise RuntimeError(
-                "Extrapolated.step(): the parameters still hold the extrapolated point; leave the block of "
-                "extrapolated() first."
-            )
+        self._refuse_inside()
         if closure is not None:
             with torch.enable_grad(), self.extrapolated():
                 loss = closure()
             return self._step(lambda: loss, arguments)
         return self._step(None, arguments)
+
+    def _refuse_inside(self, *_: Any) -> None:
+        """Also a hook of the base optimizer, whose step would be undone when the block is left."""
+        if self._saved is not None:
+            raise RuntimeError(
+                "Extrapolated.step(): the parameters still hold the extrapolated point; leave the block of "
+                "extrapolated() first."
+            )
 
     def _step(self, closure: Callable[[], Any] | None, arguments: dict[str, Any]) -> Any:
         for p in _params(self.param_groups):
@@ -285,20 +293,37 @@ class Extrapolated(torch.optim.Optimizer):
             raise TypeError(f"Extrapolated.load_state_dict() takes a dict, not {kind_of(state_dict)}.")
         params = _params(self.param_groups)
         own = state_dict.get("extrapolation", {})
+        if not isinstance(own, dict) or not all(isinstance(own.get(key, {}), dict) for key in ("q", "before")):
+            raise ValueError("Extrapolated: the state under 'extrapolation' is none that state_dict() gave.")
         if own and own.get("direction") != self.direction:
             raise ValueError(
                 f"Extrapolated: the state is of direction={own.get('direction')!r}, and this one of {self.direction!r}."
             )
-        for kept in (own.get("q", {}), own.get("before", {})):
-            for i, value in kept.items():
-                if not 0 <= i < len(params) or value.shape != params[i].shape:
+        kept: dict[str, Any] = {name: own.get(name, getattr(self, name)) for name in ("inner_lr", "nesterov", "seed")}
+        kept["steps"] = own.get("steps", 0)
+        _check_numbers(**kept)
+        for values in (own.get("q", {}), own.get("before", {})):
+            for i, value in values.items():
+                fits = isinstance(i, int) and 0 <= i < len(params) and isinstance(value, torch.Tensor)
+                if not fits or value.shape != params[i].shape:
                     raise ValueError(f"Extrapolated: the state does not fit parameter {i}.")
         self.optimizer.load_state_dict({key: v for key, v in state_dict.items() if key != "extrapolation"})
         self._q = {params[i]: _copy_for(params[i], q) for i, q in own.get("q", {}).items()}
         self._before = {params[i]: _copy_for(params[i], w) for i, w in own.get("before", {}).items()}
         self._local = {}
-        for name in ("inner_lr", "nesterov", "seed", "steps"):
-            setattr(self, name, own.get(name, 0 if name == "steps" else getattr(self, name)))
+        for name, value in kept.items():
+            setattr(self, name, value)
+
+
+def _check_numbers(**given: Any) -> None:
+    """The options and the count of steps, from the constructor or a checkpoint."""
+    for name, value in given.items():
+        whole = name in ("seed", "steps")
+        least, end = (-math.inf if name == "seed" else 0), (1 if name == "nesterov" else math.inf)
+        kind = int if whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < end:
+            wanted = "a whole number" if whole else f"in [0, {end})"
+            raise ValueError(f"Extrapolated: {name} must be {wanted}, not {value!r}.")
 
 
 def _params(groups: list[dict[str, Any]]) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter, OrderedDict
 from typing import Any
 
@@ -145,6 +146,10 @@ def insert_norms(
             raise ValueError(f"insert_norms: {name} must be {' or '.join(map(repr, values))}, not {value!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"insert_norms takes a torch.nn.Module, not {kind_of(model)}.")
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+        raise ValueError(f"insert_norms: eps must be a number in [0, inf), not {eps!r}.")
+    if not isinstance(activations, tuple | list) or not all(isinstance(one, type) for one in activations):
+        raise TypeError(f"insert_norms: activations must be a tuple of classes of modules, not {activations!r}.")
     seen = _Seen(model, (*ACTIVATIONS, *activations))
     if not seen.activations:
         raise ValueError(f"insert_norms: {type(model).__name__} calls no activation that a normalisation can precede.")
@@ -170,7 +175,7 @@ def insert_norms(
     for name, (node, features, along) in planned.items():
         activation = seen.modules[name]
         removed = seen.redundant_bias(node.all_input_nodes[0], insides)
-        weight = next(iter(seen.modules[removed or name].parameters()), next(model.parameters(), torch.empty(0)))
+        weight = seen.weight_before(node)
         norm = _norm(kind, along, features, eps, affine != "none", device=weight.device, dtype=weight.dtype)
         how = affine
         if affine == "joint":
@@ -235,6 +240,11 @@ class _Seen:
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
+    def attribute(self, node: fx.Node) -> Any:
+        """What a node reads off the model, as layer.bias."""
+        prefix, _, leaf = str(node.target).rpartition(".")
+        return getattr(self.modules.get(prefix), leaf, None)
+
     def check_called_once(self, node: fx.Node) -> None:
         module, name = self.module(node), str(node.target)
         names = [other for other, m in self.modules.items() if m is module]
@@ -254,6 +264,18 @@ class _Seen:
                 ahead += user.users
         return False
 
+    def weight_before(self, node: fx.Node) -> torch.Tensor:
+        """A parameter of the last layer before it, which says on what device and of what dtype a normalisation is."""
+        behind, passed = list(node.all_input_nodes), set[fx.Node]()
+        while behind:
+            maker = behind.pop(0)
+            if (module := self.module(maker)) is not None and (found := next(module.parameters(), None)) is not None:
+                return found
+            if maker not in passed:
+                passed.add(maker)
+                behind += maker.all_input_nodes
+        return torch.empty(0)
+
     def features(self, node: fx.Node) -> tuple[int, str] | None:
         """How many features the result has, and where: in the "last" dimension or in "channels", the second."""
         module = self.module(node)
@@ -268,7 +290,9 @@ class _Seen:
             found = self.features(inputs[0])
             return found if found and found[1] == "channels" else None
         if module is None and _called(node) in _COPIES | _ELEMENTWISE:
-            return next((found for n in inputs if (found := self.features(n))), None)
+            every = {found for n in inputs if (found := self.features(n))}
+            several = {found for found in every if found[0] > 1} or every  # one feature goes with any number of them
+            return several.pop() if len(several) == 1 else None
         return None
 
     def redundant_bias(self, node: fx.Node, insides: set[fx.Node]) -> str | None:
@@ -277,6 +301,8 @@ class _Seen:
         if not isinstance(module, nn.Linear | conv._ConvNd) or module._parameters.get("bias") is None:
             return None
         calls = [n for n in self.nodes if n.op == "call_module" and self.module(n) is module]
+        if any(n.op == "get_attr" and self.attribute(n) is module.bias for n in self.nodes):
+            return None  # the forward reads it itself
         return name if all(user in insides for n in calls for user in n.users) else None
 
 

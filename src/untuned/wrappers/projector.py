@@ -54,10 +54,10 @@ class WeightProjector:
     what the parameters hold, so it refuses optimizers that keep another point beside them.
 
     `optimizer` is hooked with `register_step_post_hook`; without one, call `step()` after each step yourself. A step
-    that a gradient scaler leaves out is none. Momentum and other state of the optimizer are not rescaled. Sharded
-    weights (FSDP2, DTensor) are projected by their whole norm, with one all-reduce per projection and mesh; replicas
-    need none. `state_dict()` has the norms by name and the count of steps. Cost: one read and one update of the
-    weights per projection, no memory.
+    that a gradient scaler leaves out is none, unless the optimizer does that itself, as torch's fused ones do. Momentum
+    and other state of the optimizer are not rescaled. Sharded weights (FSDP2, DTensor) are projected by their whole
+    norm, with one all-reduce per projection and mesh; replicas need none. `state_dict()` has the norms by name and the
+    count of steps. Cost: one read and one update of the weights per projection, no memory.
 
     Raises TypeError or ValueError in one sentence, with nothing changed, for a weight that is zero or has no values.
 
@@ -179,8 +179,13 @@ class WeightProjector:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; ValueError with nothing changed if it belongs to other weights."""
         try:
-            scope, steps, kept = state_dict["scope"], int(state_dict["steps"]), dict(state_dict["kept_norms"])
-        except (KeyError, TypeError, ValueError):
+            scope, steps, kept = state_dict["scope"], state_dict["steps"], dict(state_dict["kept_norms"])
+            for value in kept.values():
+                if not isinstance(value, torch.Tensor):
+                    float(value)
+            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+                raise ValueError(steps)
+        except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError("WeightProjector cannot load this: it is no state_dict() of a WeightProjector.") from None
         names = [one.name for one in self._kept]
         if scope != self.scope or kept.keys() != {*names}:
@@ -249,6 +254,9 @@ def _norms_of(target: Any, joint: Iterable[nn.Module] | None) -> dict[str, dict[
     found: dict[str, dict[str, tuple[torch.Tensor, ...]]] = {JOINT: {}, PULLED: {}}
     chosen = {m: marked(m) for m in modules if marked(m)}
     if joint is not None:
+        joint = list(joint) if isinstance(joint, Iterable) else [joint]
+        if wrong := [one for one in joint if not isinstance(one, nn.Module)]:
+            raise TypeError(f"WeightProjector: joint takes a list of normalisations, not {kind_of(wrong[0])}.")
         chosen = {m: how for m, how in chosen.items() if how == PULLED} | dict.fromkeys(joint, JOINT)
     for i, (module, how) in enumerate(chosen.items()):
         tensors = tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)

@@ -49,11 +49,13 @@ def hidden_weights(model: nn.Module, exclude: Any, title: str) -> dict[str, torc
     normalisations, embeddings, biases and recurrent layers are never among them.
     """
     modules, skipped, out = dict(model.named_modules()), set[nn.Module](), set[int]()
-    for item in [] if exclude == "last" else _items(exclude):
+    for item in [] if exclude == "last" else _items(exclude, title):
         named = dict(model.named_parameters(remove_duplicate=False)) | modules
         if isinstance(item, str) and item not in named:
             raise ValueError(f"{title}: nothing in the model is named {item!r}, which was to be excluded.")
         item = named[item] if isinstance(item, str) else item
+        if not any(item is one for one in named.values()):
+            raise ValueError(f"{title}: {kind_of(item)}, which was to be excluded, is not in the model.")
         if isinstance(item, nn.Module):
             skipped |= {*item.modules()}
         out |= {id(p) for p in (item.parameters() if isinstance(item, nn.Module) else [item])}
@@ -78,8 +80,11 @@ def hidden_weights(model: nn.Module, exclude: Any, title: str) -> dict[str, torc
     return weights
 
 
-def _items(exclude: Any) -> list[Any]:
-    return [exclude] if isinstance(exclude, str | nn.Module | torch.Tensor) else list(exclude)
+def _items(exclude: Any, title: str) -> list[Any]:
+    items = [exclude] if isinstance(exclude, str | nn.Module | torch.Tensor) else exclude
+    if not isinstance(items, Iterable):
+        raise TypeError(f"{title}: exclude must be 'last' or a list of names, modules or parameters, not {exclude!r}.")
+    return list(items)
 
 
 def weights_of(target: Any, exclude: Any, title: str) -> dict[str, torch.Tensor]:
@@ -89,12 +94,14 @@ def weights_of(target: Any, exclude: Any, title: str) -> dict[str, torch.Tensor]
     elif isinstance(target, Iterable) and not isinstance(target, torch.Tensor | str):
         weights, seen = {}, set[int]()
         for i, item in enumerate(target):
-            name, p = item if isinstance(item, tuple) else (str(i), item)
+            name, p = item if isinstance(item, tuple) and len(item) == 2 else (str(i), item)
             if not isinstance(p, torch.Tensor):
                 raise TypeError(f"{title} takes a model or its parameters, not a list with {kind_of(p)}.")
             if p.dim() < 2:
                 raise ValueError(f"{title}: '{name}' is a vector; give it matrices and kernels, or the whole model.")
             if id(p) not in seen:
+                if name in weights:
+                    raise ValueError(f"{title}: two parameters are named '{name}'; give each a name of its own.")
                 seen.add(id(p))
                 weights[name] = p
     else:
@@ -104,6 +111,8 @@ def weights_of(target: Any, exclude: Any, title: str) -> dict[str, torch.Tensor]
     for name, p in weights.items():
         if isinstance(p, nn.UninitializedParameter) or p.is_meta:
             raise ValueError(f"{title}: '{name}' has no values yet; initialise the model first.")
+        if not p.is_floating_point():
+            raise TypeError(f"{title}: '{name}' holds {p.dtype}, not real numbers; exclude it.")
         if is_sharded(p) and any(at.is_partial() for at in p.placements):
             raise ValueError(f"{title}: '{name}' is a sum of which every rank holds a part; shard or replicate it.")
     return weights
