@@ -94,7 +94,7 @@ class ProdigyScheduleFree(Optimizer):
     stand in `untuned.iterates.ScheduleFree`, where weight decay acts at the training point, and
     `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in the
     defaults: theirs are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and use_bias_correction=False, with which the
-    first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that they warm lr up. The package
+    first steps are up to 1 / sqrt(1 - betas[1]), 15 times, as long, so that they warm lr up. The package
     prodigy-plus-schedule-free has more options; none of those is here. Sweeps: 2. Slots: 4.
 
     >>> import torch, untuned
