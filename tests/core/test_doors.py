@@ -61,7 +61,7 @@ def test_a_transform_that_is_in_no_list(role: str, divided: bool) -> None:
 
 def test_one_part_twice_in_a_list() -> None:
     scaling = RandomScaling()
-    with pytest.raises(TypeError, match="around 2 is the RandomScaling that stands before it already"):
+    with pytest.raises(TypeError, match="around 2 is the RandomScaling that is around 1 already"):
         untuned.compose(net().parameters(), around=[scaling, scaling])
     untuned.compose(labelled(net()), around={"matrices": [Project(), scaling], "rest": [scaling]})
 

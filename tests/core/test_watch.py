@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import untuned
+from untuned.around import Project, RandomScaling
 from untuned.directions import Adam, Gradient, Muon
 from untuned.gradients import AdaRem, Norms
 from untuned.iterates import Mechanic, Plain, ScheduleFree
@@ -107,6 +108,22 @@ def test_norms_of_a_part_of_the_tensors_beside_others_of_several_kinds(execution
     numbers, squares = optimizer.metrics(), [g.square().sum().item() for g in gradients]
     assert numbers["grad_l2"] == pytest.approx(squares[0] ** 0.5, rel=1e-12)
     assert numbers["theta"] == pytest.approx(4 / (4 + 0.5 * sum(squares)), rel=1e-12)
+
+
+def test_a_recorder_has_one_place_in_all_labels() -> None:
+    """At two places its sums would be taken one after the other, and the second would stand for the whole model."""
+    groups = [{"params": [nn.Parameter(torch.tensor([3.0, 4.0]))], "label": label} for label in "ab"]
+    one = Norms()
+    optimizer = untuned.compose(groups, Gradient(), gradient={"a": [one], "b": [one, AdaRem()]})
+    for group in groups:
+        group["params"][0].grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert optimizer.metrics()["grad_l2"] == pytest.approx(50**0.5)
+    for chains in ({"a": [one], "b": [AdaRem(), one]}, {"a": [AdaRem(), one], "b": [one]}):
+        with pytest.raises(TypeError, match=r"^gradient \d is the Norms that is gradient \d already\. [^\n]*\.$"):
+            untuned.compose(groups, Gradient(), gradient=chains)
+    scaling = RandomScaling()  # takes no sums
+    untuned.compose(groups, Gradient(), around={"a": [scaling], "b": [Project(), scaling]})
 
 
 def test_a_skipped_step_records_nothing() -> None:

@@ -1,7 +1,14 @@
 """`untuned study refined`: its rule, its files, its words; and the norms that `untuned compare` records."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +153,44 @@ def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="methods: 'momo' is not in this study; it has sgd, adam"):
         refined.run(tmp_path / "new", ["sgd", "momo"], 1, 1, 1)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_method_that_is_named_twice_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two processes would write to its files."""
+    monkeypatch.setattr(refined, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(refined, "PROBLEMS", (CLEAN,))
+    monkeypatch.setattr(refined, "_make", lambda *_: None)
+    assert [column.method for column in refined.run(tmp_path, ["sgd", "adam", "sgd"], 1, 1, 1)] == ["sgd", "adam"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no process groups that a signal reaches")
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # from another program, or from a terminal to the whole group
+def test_control_c_stops_a_study_at_once_and_says_how_to_go_on(
+    tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
+    command = [sys.executable, "-c", "from untuned.study.cli import main; main()", "study", "refined"]
+    command += ["--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        assert ", lr 2^" in process.stdout.readline()  # the first of some hundred runs
+        send(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 130, output
+        assert output.endswith("stopped; the same command goes on from here\n")
+        assert "Traceback" not in output
+        assert len(output.splitlines()) < 20
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    until = time.monotonic() + 20
+    with suppress(ProcessLookupError):
+        while True:  # soon its workers are gone, too
+            os.killpg(process.pid, 0)
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 class Silent:

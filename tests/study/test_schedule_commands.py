@@ -103,14 +103,39 @@ def test_bound_ranks_schedules_best_first(run: Untuned) -> None:
         (["refine", "zero.csv"], "a norm must be positive and finite; that of step 3 is 0.0."),
         (["bound", "zero.csv"], "that of step 3 is 0.0."),
         (["bound", "log.csv", "--distance", "0"], "bound: distance must be positive and finite, not 0.0."),
-        (["refine", "log.csv", "--out", "no/where.csv"], "No such file or directory"),
+        (["refine", "log.csv", "--out", "no/where.csv"], "untuned: no/where.csv: there is no folder no"),
+        (["refine", "log.csv", "--out", "log.csv"], "untuned: log.csv is the log itself; choose another --out"),
+        (["refine", "log.csv", "--out", "../log.csv"], "is a folder; choose another --out"),
     ],
 )
 def test_refusals_are_one_sentence_and_write_nothing(run: Untuned, arguments: list[str], sentence: str) -> None:
     log(Path("log.csv"))
+    Path("../log.csv").mkdir(exist_ok=True)
     tables.write(Path("zero.csv"), {"step": [1, 2, 3], "l1": [1, 1, 1], "l2": [1.0, 1.0, 0.0]})
     status, output, error = run(*arguments)
     assert (status, output) == (2, "")
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert sorted(path.name for path in Path().iterdir()) == ["log.csv", "zero.csv"]
+
+
+def test_a_schedule_does_not_become_a_part_of_its_log(run: Untuned) -> None:
+    Path("norms").mkdir()
+    log(Path("norms") / "000000000001.parquet")
+    status, _, error = run("refine", "norms", "--out", "norms/schedule.parquet")
+    assert (status, error) == (
+        2,
+        "untuned: norms/schedule.parquet would be read as a part of the log; choose another --out\n",
+    )
+    assert run("refine", "norms", "--out", "norms/schedule.csv")[0] == 0
+    assert tables.read("norms")["l2"].tolist() == NORMS.tolist()
+
+
+def test_every_folder_has_a_schedule_of_its_own(run: Untuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run.1", "run.2"):
+        Path(name).mkdir()
+        log(Path(name) / "000000000001.parquet")
+        assert run("refine", name)[1].startswith(f"schedule: {name}-schedule.csv, ")
+    monkeypatch.chdir("run.1")
+    assert run("refine", ".")[0] == 0
+    assert sorted(path.name for path in Path("..").glob("*.csv")) == ["run.1-schedule.csv", "run.2-schedule.csv"]

@@ -95,7 +95,7 @@ class ProdigyScheduleFree(Optimizer):
     `untuned.step_sizes.Prodigy`. Differs from the authors' submission to AlgoPerf, beside what is said there, in that:
     theirs decays x; its step is d_new d lr g / (sqrt(v) + d_new eps), where here, as in Algorithm 4 of Prodigy, the
     first two factors are d^2; and its defaults are betas=(0.9, 0.9955), r=0.75, weight_lr_power=0 and
-    use_bias_correction=False, with which the first steps are up to 1 / sqrt(1 - betas[1]), 32 times, as long, so that
+    use_bias_correction=False, with which the first steps are up to 1 / sqrt(1 - betas[1]), 15 times, as long, so that
     they warm lr up. The package prodigy-plus-schedule-free has more options, none of which is here; without them it has
     slice_p=11 and use_bias_correction=False, leaves lr out of the estimate, and adds no negative number to r while d is
     d0. Sweeps: 2. Slots: 4.

@@ -183,7 +183,9 @@ def variants_of(given: dict[str, Any]) -> dict[Any, dict[str, Any]]:
             for name, part in chain.items():
                 if not isinstance(part, kind):
                     raise TypeError(f"{name} must be a {kind.__name__} part, not {part!r}.")
-                if part in parts.values():
-                    raise TypeError(f"{name} is the {part.name} that stands before it already. Give another one.")
+                before = [n for those in variants.values() for n, one in those.items() if one is part and n != name]
+                sums = part.scope == "model" and {"look", "measure", "watch"} & {*dir(part)}  # taken place by place
+                if before and (part in parts.values() or sums):
+                    raise TypeError(f"{name} is the {part.name} that is {before[0]} already. Give another one.")
                 parts[name] = part
     return variants

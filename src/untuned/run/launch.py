@@ -66,9 +66,8 @@ class Launch:
         self.plan: list[tuple[Stages, Sums, Verbs]] = []
         for i, (_, deciders) in enumerate(verbs):
             here = {label: found[i] for label, found in by_label.items()}
-            sums: Sums = {}
-            for label, found in here.items():
-                sums |= {recipe.variants[label][role]: ones for one in found for role, ones in one.sums.items()}
+            those = [(recipe.variants[label], one) for label, found in here.items() for one in found]
+            sums: Sums = {parts[role]: ones for parts, one in those for role, ones in one.sums.items()}
             self.plan.append((here, sums, deciders))
         every = [self.guarded, *(here for here, _, _ in self.plan)]
         self.stages = {label: [one for here in every for one in here[label]] for label in recipe.variants}

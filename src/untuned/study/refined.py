@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import chain, count, islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,9 +197,16 @@ def run(folder: Path, methods: Sequence[str], epochs: int | None, seeds: int, wo
     for method in methods:
         if method not in METHODS:
             raise StudyError(f"methods: {method!r} is not in this study; it has {', '.join(METHODS)}")
+    methods = list(dict.fromkeys(methods))  # two processes must not write one file
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(task, method) for method in methods for task in PROBLEMS]
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        for job in [pool.submit(_make, folder, *job, epochs, seeds) for job in jobs]:
-            job.result()
+        try:
+            for job in [pool.submit(_make, folder, *job, epochs, seeds) for job in jobs]:
+                job.result()
+        except BaseException:  # an error, or Ctrl-C: the pool would make all other runs first
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
     return [Column(folder, *job, epochs) for job in jobs]

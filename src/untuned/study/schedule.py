@@ -54,11 +54,26 @@ class Refined(NamedTuple):
     warning: str
 
 
-def write_refined(log: Path, power: float, tau: float, steps: int | None, out: Path | None) -> Refined:
-    """Write the schedule file (step, multiplier) and, with its name in .png, the picture. Raises StudyError."""
-    out = out or log.with_name(f"{log.stem}-schedule.csv")
+def _check_out(out: Path, log: Path) -> None:
+    """StudyError if the schedule cannot be written there, or would be written over the log or among its files."""
     if out.suffix not in (".csv", ".parquet"):
         raise StudyError(f"--out must end in .csv or .parquet, not {out.name!r}")
+    if out.is_dir():
+        raise StudyError(f"{out} is a folder; choose another --out")
+    if not out.absolute().parent.is_dir():
+        raise StudyError(f"{out}: there is no folder {out.parent}")
+    if out.resolve() == log.resolve():
+        raise StudyError(f"{out} is the log itself; choose another --out")
+    if out.suffix == ".parquet" and out.resolve().parent == log.resolve():
+        raise StudyError(f"{out} would be read as a part of the log; choose another --out")
+
+
+def write_refined(log: Path, power: float, tau: float, steps: int | None, out: Path | None) -> Refined:
+    """Write the schedule file (step, multiplier) and, with its name in .png, the picture. Raises StudyError."""
+    if out is None:
+        place = log.resolve() if log.name in ("", "..") else log  # the folder that one is in has a name, too
+        out = place.parent / f"{place.name if log.is_dir() else place.stem}-schedule.csv"
+    _check_out(out, log)
     with in_one_sentence():
         norms = norms_of(log, tables.read(log), power)
         schedule = refine(norms, power, tau, steps)

@@ -19,10 +19,8 @@ def study_saddle(
     Writes saddle.csv and paths.csv as it goes, then saddle.md and saddle.png.
     """
     from untuned.study import saddle, saddle_report
-    from untuned.study.config import StudyError
 
-    if out.exists() and not out.is_dir():
-        raise StudyError(f"{out} is no folder; choose another --out")
+    _check_folder(out)
     outcomes, points = [], []
     for found, path in saddle.study(out, seeds):
         outcomes, points = outcomes + found, points + path
@@ -47,5 +45,19 @@ def study_refined(
     """
     from untuned.study import refined, refined_report
 
-    found = refined.run(out, methods.split(","), epochs, seeds, workers or os.cpu_count() or 1)
+    _check_folder(out)
+    try:
+        found = refined.run(out, methods.split(","), epochs, seeds, workers or os.cpu_count() or 1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
     print(f"report: {refined_report.write(out, found, seeds)}")
+
+
+def _check_folder(out: Path) -> None:
+    """StudyError if it is no folder and cannot become one."""
+    from untuned.study.config import StudyError
+
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise StudyError(f"{out if out.exists() else there} is no folder; choose another --out")
