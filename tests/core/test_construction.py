@@ -312,7 +312,8 @@ def refused(**parts: Any) -> str:
 def test_momo_needs_one_average_of_the_model() -> None:
     assert refused(direction=TAM(), step_size=MoMo()) == (
         "MoMo cannot use TAM: it needs 'average' (one scalar weight per past gradient); TAM damps each tensor "
-        "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, AdaptiveAdam, AdaptiveMemory, CubeRoot, "
+        "differently; scope='model' gives one damping for the whole model. Use AdaGrad, AdaGradDA, Adam, "
+        "AdaptiveAdam, AdaptiveMemory, CubeRoot, "
         "CubeRootDA, DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
     assert refused(direction=TAM(scope="group"), step_size=MoMo()) == refused(direction=TAM(), step_size=MoMo())
@@ -322,7 +323,8 @@ def test_momo_needs_one_average_of_the_model() -> None:
 def test_momo_needs_a_plain_average() -> None:
     assert refused(direction=Momentum(nesterov=True), step_size=MoMo()) == (
         "MoMo cannot use Momentum: it needs 'average' (one scalar weight per past gradient); Nesterov momentum steps "
-        "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, "
+        "along a mixture of the average and the current gradient. Use AdaGrad, AdaGradDA, Adam, "
+        "AdaptiveAdam, AdaptiveMemory, CubeRoot, CubeRootDA, "
         "DualAverage, Gradient, Momentum, Muon, RMSProp or SNGM."
     )
 
@@ -330,7 +332,8 @@ def test_momo_needs_a_plain_average() -> None:
 def test_dadaptation_needs_a_scale() -> None:
     assert refused(direction=Momentum(), step_size=DAdaptation()) == (
         "DAdaptation cannot use Momentum: it needs 'diagonal' (a diagonal scale D that the direction divides by); "
-        "Momentum does not give it. Use AdaGrad, AdaGradDA, AdaTAM, Adam, Adan, AdaptiveAdam, CubeRoot, CubeRootDA or RMSProp."
+        "Momentum does not give it. Use AdaGrad, AdaGradDA, AdaTAM, Adam, Adan, "
+        "AdaptiveAdam, CubeRoot, CubeRootDA or RMSProp."
     )
 
 

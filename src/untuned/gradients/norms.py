@@ -12,10 +12,10 @@ class Norms(GradientTransform):
 
         l1 = sum |g|,   l2 = sqrt(sum g^2)                over all tensors that take part, and over shards
 
-    of the gradient as it was given, before clipping, other transforms that stand behind this one, and weight decay; with
-    labels, of the tensors whose label has this part, and two parts have sums of their own. The sums are taken where the
-    step reads the gradient anyway. `metrics()` and the groups have them as "grad_l1" and
-    "grad_l2"; `untuned.schedules.NormRecorder` writes them down. Slots: none, and two numbers.
+    of the gradient as it was given, before clipping, other transforms that stand behind this one, and weight decay;
+    with labels, of the tensors whose label has this part, and two parts have sums of their own. The sums are taken
+    where the step reads the gradient anyway. `metrics()` and the groups have them as "grad_l1" and "grad_l2";
+    `untuned.schedules.NormRecorder` writes them down. Slots: none, and two numbers.
     """
 
     l1 = number(0.0, key="grad_l1")

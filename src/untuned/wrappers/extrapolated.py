@@ -155,9 +155,8 @@ class Extrapolated(torch.optim.Optimizer):
         """w <- w', with the old w in `_saved`."""
         assert self._saved is not None
         generators: dict[torch.device, torch.Generator] = {}
-        of_all = getattr(
-            getattr(self.optimizer, "recipe", None), "maximize", False
-        )  # this library's have no such entry
+        recipe = getattr(self.optimizer, "recipe", None)  # this library's have no entry for it in groups
+        of_all = getattr(recipe, "maximize", False)
         for group in self.param_groups:
             up = group.get("maximize", of_all)
             for p in group["params"]:
@@ -165,11 +164,8 @@ class Extrapolated(torch.optim.Optimizer):
                     continue
                 old = p.detach().clone()
                 ahead = self._before.get(p) if self.nesterov else None
-                q = None
-                if self.inner_lr and self.direction == "noise":
-                    q = self._noise(old, generators)
-                elif self.inner_lr:
-                    q = self._q.get(p)
+                q = self._noise(old, generators) if self.direction == "noise" else self._q.get(p)
+                q = q if self.inner_lr else None
                 if ahead is None and q is None:
                     continue
                 self._saved[p] = old
