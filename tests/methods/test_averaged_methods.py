@@ -59,9 +59,13 @@ def test_with_equal_weights_of_the_average_all_steps_are():
     assert_close(ours, path(lambda p: untuned.AdamWScheduleFree(p, lr=0.03, **options), steps=30), 1e-11)
 
 
-@pytest.mark.parametrize(("corrected", "length"), [(True, 1.0), (False, 1 / np.sqrt(1 - 0.999))])
-def test_the_first_step_is_as_long_as_d0_or_32_times(corrected, length):
-    options = {"d0": 1e-3, "eps": NO_EPS, "use_bias_correction": corrected}
+@pytest.mark.parametrize(
+    ("beta2", "corrected", "length"), [(0.999, True, 1), (0.999, False, 31.6), (0.9955, False, 14.9)]
+)
+def test_the_first_step_is_as_long_as_d0_or_15_times_with_the_defaults_of_the_authors(beta2, corrected, length):
+    options = {"d0": 1e-3, "eps": NO_EPS, "betas": (0.9, beta2), "use_bias_correction": corrected}
+    assert length == round(1 if corrected else 1 / np.sqrt(1 - beta2), 1)
+    length = 1 if corrected else 1 / np.sqrt(1 - beta2)
     points, numbers, _ = follow(lambda p: untuned.ProdigyScheduleFree(p, **options), linear([1.0, -7.0]), [[0, 0]], 1)
     assert_close(points[1] / 1e-3, [-length, length], 1e-12)
     assert numbers["d"][0] == 1e-3
