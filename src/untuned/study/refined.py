@@ -11,7 +11,8 @@ tau 0.1; the peak lr of the refined schedule is then found as that of the others
 the last weights over all training data, random labels included; a run that ends above `EXPLODED` has diverged. Refined
 loses (wins) if it diverges in more (fewer) seeds than linear decay, else if the interval of the mean of its differences
 to linear decay, seed by seed, lies above (below) zero; see `stats.interval`. All this was fixed before the runs but for
-the number of tuning seeds: with one, some lr were so near the edge that one of three seeds diverged.
+three things that first runs on fashion-cnn led to: the number of tuning seeds (with one, some lr were so near the edge
+that one of three seeds diverged), `EXPLODED`, and the second task.
 """
 
 import csv

@@ -26,7 +26,9 @@ The finding to look for: refined loses to linear decay on the clean labels, and 
 
 Refined schedules (arXiv 2310.07831) replayed with `untuned study refined`, {seeds} seeds. Every schedule has a peak lr
 of its own, the power of two that the rule in `untuned/study/refined.py` finds with three more seeds; losses are of the
-last weights, over all training data.
+last weights, over all training data. The rule was fixed before the runs but for three things that first runs on
+fashion-cnn led to: the number of tuning seeds (at first one), the loss above which a run counts as diverged, and the
+second task, logreg-dna.
 
 ![norms, schedules, losses](refined.png)
 """
