@@ -16,7 +16,7 @@ Cell = tuple[str, str, str]  # direction, step size, iterate
 ROOMS = directions, step_sizes, iterates
 
 HALF = 15  # steps
-FEW = "Adam", "DualAverage", "Gradient", "Momentum", "RMSProp"  # directions for pairs of a step size and an iterate
+FEW = "Adam", "DualAverage", "Momentum"  # directions for pairs of a step size and an iterate
 LRS = (1.0, 0.1, 0.01, 0.001)  # a cell must work at one of them
 OPTIONS = {"d0": 0.1, "reps_rel": 0.1, "dog_eps": 0.1, "s_init": 0.1, "samples": 5}  # first estimates that one can see
 

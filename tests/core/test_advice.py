@@ -152,7 +152,9 @@ def test_the_bound_is_that_of_the_groups() -> None:
 
 
 @pytest.mark.parametrize("name", [*BOUNDED, *RECORDED])
-@pytest.mark.parametrize("task", ["logreg-vehicle", "logreg-vowel", "fashion-mlp"])
+@pytest.mark.parametrize(
+    "task", ["logreg-vehicle", pytest.param("logreg-vowel", marks=pytest.mark.slow), "fashion-mlp"]
+)
 def test_a_healthy_run_is_silent(name: str, task: str) -> None:
     chosen = tasks.load(task)
     model = chosen.model(0)
