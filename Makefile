@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	@echo "The report is demo/report.html"
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 import untuned
 from untuned.integrations.join import Joining
 
+pytestmark = pytest.mark.xdist_group("absent_ranks")  # its processes serve all tests of the file
+
 STEPS = 6
 WITHOUT = {1: (2, 3), 0: (4,), None: (1,)}  # the rank that has no gradient, in which steps; None: nobody has
 GROUPED = {

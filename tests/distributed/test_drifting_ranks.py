@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import untuned
 
+pytestmark = pytest.mark.xdist_group("drifting_ranks")  # its processes serve all tests of the file
+
 # those that need the loss
 SEEN = ["momo", "momo_adam", "sps", "dec_sps", "prox_sps", "sp", "alig", "taps", "motaps", "ngn"]
 UNCAPPED = {"momo_adam": {"lr": 10.0}, "sps": {"lr": 10.0}}  # with a cap that binds the numbers are equal everywhere

@@ -17,6 +17,8 @@ from untuned.parts import Direction, Place, scratch, slot, sqrt
 from untuned.step_sizes import Fixed, MoMo
 from untuned.weight_decay import Coupled, Decoupled
 
+pytestmark = pytest.mark.xdist_group("matrices")  # its processes serve all tests of the file
+
 STEPS = 8
 SHAPES = [(5, 4), (4,), (3, 6), (1, 3), (7,)]  # of uneven shards, one of them without a row
 PLACED = [Shard(0), Shard(0), Shard(1), Shard(0), Replicate()]

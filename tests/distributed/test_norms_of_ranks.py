@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from untuned.schedules import NormRecorder, tables
 
+pytestmark = pytest.mark.xdist_group("norms_of_ranks")  # its processes serve all tests of the file
+
 STEPS = 6
 
 

@@ -19,6 +19,8 @@ import untuned
 from untuned.parts import Direction, Place, choice, dot, largest, number, sqrt
 from untuned.step_sizes import Fixed
 
+pytestmark = pytest.mark.xdist_group("rows")  # its processes serve all tests of the file
+
 SCOPES = ["model", "group", "tensor", "row"]
 EXECUTIONS = ["reference", "auto"]
 NUMBERS = ["most", "square"]

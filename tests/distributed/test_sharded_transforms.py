@@ -28,6 +28,8 @@ from untuned.run import reduce
 from untuned.step_sizes import Fixed
 from untuned.weight_decay import Anchored, Cautious
 
+pytestmark = pytest.mark.xdist_group("sharded_transforms")  # its processes serve all tests of the file
+
 CASES: dict[str, Any] = {
     "adarem": lambda: {"direction": Gradient(), "step_size": Fixed(0.2), "gradient": [AdaRem(0.8, 0.95)]},
     "random scaling": lambda: {"step_size": Fixed(0.02), "around": [RandomScaling(3)]},

@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import untuned
 
+pytestmark = pytest.mark.xdist_group("two_processes")  # its processes serve all tests of the file
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 import untuned
 from untuned.wrappers import Extrapolated, WeightProjector, insert_norms
 
+pytestmark = pytest.mark.xdist_group("wrappers")  # its processes serve all tests of the file
+
 STEPS = 12
 PLACED = {"by rows": Shard(0), "by columns": Shard(1)}
 SCOPES = ("tensor", "row")

@@ -170,8 +170,9 @@ def test_control_c_stops_a_study_at_once_and_says_how_to_go_on(
 ) -> None:
     command = [sys.executable, "-c", "from untuned.study.cli import main; main()", "study", "refined"]
     command += ["--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--workers", "1"]
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a test run in the background ignores it)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heard
     )
     try:
         assert process.stdout is not None
