@@ -44,8 +44,8 @@ def step(now: Now, launch: Launch) -> None:
     begin(now, launch)
     for stages, sums, deciders in launch.plan:
         found = collected(now, sums, launch.run(now, stages, sums))
-        if now.recipe.skip_nonfinite and sums and stages is not launch.plan[-1][0]:  # finite gradients may overflow
-            # in a sum: nothing changes from then on
+        # finite gradients may overflow in a sum: nothing changes from then on; after the last sweep, all has changed
+        if now.recipe.skip_nonfinite and sums and stages is not launch.plan[-1][0]:
             bad = (~torch.isfinite(found[0])).sum(dtype=torch.float64)
             now.go_on_if(reduce.over_shards(bad, now.shard_group) == 0)
         for role, verb in deciders:
