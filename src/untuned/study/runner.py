@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 
 import untuned
+from untuned.gradients import Norms
 from untuned.schedules import NormRecorder
 from untuned.study.config import Run
 from untuned.study.tasks import Task
@@ -113,7 +114,8 @@ def _train(task: Task, run: Run, curve: _Curve, norms: Path | None) -> dict[str,
     records = untuned.get(run.method).records_samples
     if records and not task.samples:
         raise ValueError(f"{run.method} records a loss per sample, and {run.task} does not number its samples")
-    given = {"samples": task.samples} if records else {}
+    given: dict[str, Any] = {"samples": task.samples} if records else {}
+    given |= {} if norms is None else {"gradient": [Norms()]}  # summed in the step: no second pass over the gradients
     optimizer = untuned.create(model, run.method, lr=run.lr, **given, **run.options)
     per_epoch = sum(1 for _ in task.batches(run.seed, 0))
     if not per_epoch:

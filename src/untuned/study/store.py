@@ -9,7 +9,7 @@ import os
 import platform
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 
+from untuned.schedules.tables import replace
 from untuned.study.config import Run, Study, StudyError
 from untuned.study.runner import CURVE, Result
 
@@ -84,7 +85,7 @@ class Store:
             if not there and any(path.name[0] != "." for path in folder.iterdir()):
                 raise StudyError(f"{folder} exists and holds no study; choose another --out")
             if study != there:
-                _write(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
+                replace(folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
             (folder / "curves").mkdir(exist_ok=True)
         except OSError as error:
             raise StudyError(f"cannot write a study to {folder} ({error}); choose another --out") from error
@@ -158,7 +159,7 @@ class Store:
 
     def write_curve(self, run: Run, curve: pa.Table) -> None:
         """Write the curve in one piece."""
-        _write(self._curve(run.id), lambda path: pq.write_table(curve, path))
+        replace(self._curve(run.id), lambda path: pq.write_table(curve, path))
 
     def statuses(self) -> dict[str, str]:
         """Status by run."""
@@ -211,9 +212,3 @@ class Store:
     def _refused(self, error: sqlite3.Error) -> StudyError:
         kept = "runs that have finished are kept, and the same command goes on from there"
         return StudyError(f"the ledger in {self.folder} cannot be used ({error}); {kept}")
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
