@@ -25,7 +25,7 @@ from untuned.study.tasks.images import FashionMLP, mlp
 
 PATH = Path(__file__).parents[1] / "docs" / "guide.csv"
 COLUMNS = ("question", *method_study.COLUMNS)
-DROPS = (0.6, 0.8, 0.95)  # of a run: lr falls tenfold
+DROPS = "step(at=(0.6, 0.8, 0.95))"  # parts of a run, after each of which lr falls tenfold
 
 
 # ---------------------------------------------------------------- tasks that do not ship with the library
@@ -84,11 +84,11 @@ class Question:
     tasks: tuple[str, ...]
     methods: str
     epochs: float = 20
-    drops: tuple[float, ...] = ()
+    schedule: str = ""
     seeds: int = 10
 
     def study(self) -> Study:
-        return resolve(self.tasks, parse_methods(self.methods), (), self.seeds, self.epochs, self.drops)
+        return resolve(self.tasks, parse_methods(self.methods), (), self.seeds, self.epochs, schedule=self.schedule)
 
 
 _AT_ONE = "prodigy(lr=1),prodigy(slice_p=11,lr=1),dadapt_adam(lr=1),mechanic_adamw(lr=1),momo(lr=1),momo_adam(lr=1)"
@@ -105,20 +105,20 @@ QUESTIONS = {
         f"adamw(lr=(4.64e-5,2.15e-4,1e-3,4.64e-3)),{_AT_ONE},prox_sps(lr=1),schedule_free_adamw(lr=2.5e-3)",
     ),
     "schedule": Question(
-        ("fashion-mlp",), f"adamw(lr=(4.64e-5,2.15e-4,1e-3,4.64e-3,2.15e-2)),{_AT_ONE},prox_sps(lr=1)", drops=DROPS
+        ("fashion-mlp",), f"adamw(lr=(4.64e-5,2.15e-4,1e-3,4.64e-3,2.15e-2)),{_AT_ONE},prox_sps(lr=1)", schedule=DROPS
     ),
     "others": Question(("fashion-mlp",), _OTHERS),
-    "others under a schedule": Question(("fashion-mlp",), _OTHERS, drops=DROPS),
+    "others under a schedule": Question(("fashion-mlp",), _OTHERS, schedule=DROPS),
     "unlike": Question(
         ("guide_study:Unlike",),
         "adamw(lr=(1e-3,1e-2,1e-1,1)),prodigy(lr=1),prodigy(scope='tensor',lr=1)",
-        drops=DROPS,
+        schedule=DROPS,
     ),
     "bfloat16": Question(
         ("guide_study:BFloat16",),
         "adamw(lr=(4.64e-5,2.15e-4,1e-3)),adamw(kahan_sum=True,lr=(4.64e-5,2.15e-4,1e-3)),"
         "prodigy(lr=1),prodigy(kahan_sum=False,lr=1)",
-        drops=DROPS,
+        schedule=DROPS,
     ),
     "convex": Question(
         ("logreg-vehicle", "logreg-vowel"),
@@ -126,7 +126,7 @@ QUESTIONS = {
         "dadapt_sgd(lr=1),prodigy_gd(lr=1),prodigy_da(lr=1),dadapt_gd(lr=1),dadapt_da(lr=1),resetting(lr=1),"
         "resetting_gd(lr=1)",
         epochs=100,
-        drops=DROPS,
+        schedule=DROPS,
         seeds=3,
     ),
 }

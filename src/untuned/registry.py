@@ -183,10 +183,21 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
             raise TypeError(f"{name} has no option {option!r}; did you mean {', '.join(near)}?")
     params = model_or_params
     if isinstance(model_or_params, torch.nn.Module):
-        params = [(n, p) for n, p in model_or_params.named_parameters() if p.requires_grad]
-        if options.get("weight_decay", signature["weight_decay"].default) != 0.0:
-            decayed = [(n, p) for n, p in params if p.dim() >= 2]
-            kept = [(n, p) for n, p in params if p.dim() < 2]
-            groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-            params = [g for g in groups if g["params"]]
+        params = grouped(model_or_params, options.get("weight_decay", signature["weight_decay"].default) != 0.0)
     return method.optimizer(params, **options)
+
+
+def grouped(model: torch.nn.Module, decayed: bool) -> list[Any]:
+    """The named parameters of a model that need a gradient; if `decayed`, those below two dimensions in a group without.
+
+    >>> import torch
+    >>> [len(group["params"]) for group in grouped(torch.nn.Linear(3, 2), decayed=True)]
+    [1, 1]
+    """
+    params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not decayed:
+        return params
+    matrices = [(n, p) for n, p in params if p.dim() >= 2]
+    rest = [(n, p) for n, p in params if p.dim() < 2]
+    groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -150,7 +150,7 @@ def test_the_protocol_is_that_of_the_paper() -> None:
         ("logreg-iris", "train_accuracy", 16, 100),
         ("logreg-dna", "train_accuracy", 16, 100),
     ]
-    assert study.drops == (0.6, 0.8, 0.95)
+    assert {method.schedule for method in study.methods} == {"step(at=(0.6, 0.8, 0.95))"}
     assert study.seeds == (0, 1)
     assert [(method.name, method.options, method.lrs) for method in study.methods] == [
         ("momo_adam", {}, (untuned.get("momo_adam").lr,)),
@@ -178,7 +178,7 @@ def test_sets_are_the_training_files_of_libsvm() -> None:
 
 def test_lr_falls_tenfold_at_each_drop() -> None:
     fields = {"task": "tiny:Line", "method": "sgd", "options": {"momentum": 0.9}, "lr": 0.03, "seed": 1, "epochs": 4}
-    run = Run.model_validate({**fields, "batch_size": 4, "version": "1", "drops": (0.6, 0.8, 0.95)})
+    run = Run.model_validate({**fields, "batch_size": 4, "version": "1", "schedule": "step(at=(0.6, 0.8, 0.95))"})
     result, curve = train(Line(), run)
     used = [0.03] * 12 + [0.003] * 4 + [0.0003] * 3 + [0.00003]
     assert curve["lr_effective"].to_pylist()[1:] == pytest.approx(used)
@@ -197,16 +197,18 @@ def test_lr_falls_tenfold_at_each_drop() -> None:
     assert result.final["val_loss"] == pytest.approx(task.evaluate(model)["val_loss"], rel=1e-5)
 
 
-def test_drops_are_part_of_what_a_run_is() -> None:
+def test_what_a_run_is_trained_with_is_part_of_what_it_is() -> None:
     fields = {"task": "t", "method": "sgd", "options": {}, "lr": 0.1, "seed": 0, "epochs": 4, "batch_size": 4}
     plain = Run.model_validate({**fields, "version": "1"})
-    dropped = plain.model_copy(update={"drops": (0.5,)})
-    assert plain.id != dropped.id
-    assert "drops" not in plain.canonical()
-    assert Run.model_validate_json(dropped.model_dump_json()) == dropped
-    for part in (0.0, 1.0):
-        with pytest.raises(ValueError, match="drops"):
-            Run.model_validate({**fields, "version": "1", "drops": (part,)})
+    others = {"schedule": "linear", "warmup": 0.1, "budget": 0.5, "probe": "range_test", "stop_hopeless": True}
+    changed = [plain.model_copy(update={field: value}) for field, value in others.items()]
+    assert len({run.id for run in (plain, *changed)}) == 1 + len(changed)
+    assert not any(field in plain.canonical() for field in others)
+    for run in changed:
+        assert Run.model_validate_json(run.model_dump_json()) == run
+    for wrong in ({"warmup": 1.0}, {"warmup": -0.1}, {"budget": 0.0}, {"budget": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Run.model_validate({**fields, "version": "1", **wrong})
 
 
 def test_the_best_lr_counts_and_each_set_has_a_verdict(tmp_path: Path) -> None:

@@ -274,9 +274,10 @@ def test_tables_read_back(tmp_path: Path) -> None:
     assert set(json.loads(rows[0]["versions"])) == {"untuned", "torch", "numpy", "python"}
 
     curves = store.curves()
-    assert curves.column_names[:6] == ["run", "task", "method", "options", "lr", "seed"]
+    keys = ["run", "task", "method", "options", "schedule", "warmup", "budget", "probe", "lr", "seed"]
+    assert curves.column_names[: len(keys)] == keys
     assert curves.num_rows == 2 * 21 + 2 * 2
-    one = curves.filter(pa.compute.equal(curves["run"], rows[2]["run"])).drop_columns(curves.column_names[:6])
+    one = curves.filter(pa.compute.equal(curves["run"], rows[2]["run"])).drop_columns(keys)
     assert one.equals(store.curve(rows[2]["run"]))
 
 

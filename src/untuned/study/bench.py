@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import untuned
-from untuned.study.config import StudyError, label, parse_methods
+from untuned.study.config import StudyError, parse_methods
 from untuned.study.contenders import MODELS, PACKAGES, PEERS, REFERENCE, Contender, Shapes
 
 Stopwatch = Callable[[Callable[[], object]], float]  # seconds of one call
@@ -101,7 +101,7 @@ def plan(
     Raises StudyError.
     """
     specs = parse_methods(",".join(methods or ["sgd(momentum=0.9)", *(m for m in untuned.list() if m != "sgd")]))
-    ours = [label(spec.name, spec.options) for spec in specs]
+    ours = [spec.label for spec in specs]
     for name, spec in zip(ours, specs, strict=True):
         if spec.lrs:
             raise StudyError(f"methods: {name}: the lr does not change the time of a step; leave it out")

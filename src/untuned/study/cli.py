@@ -233,7 +233,7 @@ def show(
 
     import untuned
     from untuned.optimizer.options import EngineOptions
-    from untuned.study.config import known_method
+    from untuned.study.methods import known_method
     from untuned.study.programs import describe
 
     found = untuned.get(known_method(method))

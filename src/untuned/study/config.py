@@ -1,6 +1,5 @@
 """What a study runs: tasks x methods x learning rates x seeds, resolved and checked before anything is written."""
 
-import ast
 import hashlib
 import inspect
 import json
@@ -8,7 +7,7 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import (
@@ -24,10 +23,30 @@ from pydantic import (
 
 import untuned
 from untuned.study import tasks
+from untuned.study.methods import (
+    MethodSpec,
+    StudyError,
+    ascending,
+    create,
+    default_lr,
+    label,
+    parse_methods,
+    parse_schedule,
+    records_samples,
+)
 
-
-class StudyError(ValueError):
-    """A request that cannot be carried out; the message is meant for the person who typed it."""
+__all__ = [
+    "MethodEntry",
+    "MethodSpec",
+    "Run",
+    "Study",
+    "StudyError",
+    "TaskEntry",
+    "label",
+    "parse_lrs",
+    "parse_methods",
+    "resolve",
+]
 
 
 def _tuples(value: Any) -> Any:
@@ -39,9 +58,9 @@ def _tuples(value: Any) -> Any:
 
 Options = Annotated[dict[str, Any], BeforeValidator(_tuples)]
 LearningRate = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-# Parts of a run, between 0 and 1, after which lr falls tenfold. None is not spelt out, so that the runs and studies of
-# folders written before there were drops keep their identity.
-Drops = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(exclude_if=lambda drops: not drops)]
+# What most runs do not have is not spelt out, so that those of older folders keep their identity.
+Text = Annotated[str, Field(exclude_if=lambda text: not text)]
+Share = Annotated[FiniteFloat, Field(ge=0, lt=1, exclude_if=lambda share: not share)]
 
 
 class _Frozen(BaseModel):
@@ -57,22 +76,36 @@ class _Frozen(BaseModel):
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
 
 
-class Run(_Frozen):
+class _Trained(_Frozen):
+    """What a method is trained with, beside lr; see `methods`."""
+
+    options: Options = {}
+    schedule: Text = ""
+    warmup: Share = 0.0  # part of the run
+    budget: Annotated[FiniteFloat, Field(gt=0, le=1, exclude_if=lambda part: part == 1)] = 1.0  # part of the epochs
+    probe: Text = ""  # the range test that finds the lr, of which `lr` is then a multiple
+
+
+class Run(_Trained):
     """Everything that determines the numbers of one run, and nothing else."""
 
     task: str
     method: str
-    options: Options
     lr: LearningRate
     seed: int
     epochs: PositiveFloat
     batch_size: PositiveInt
-    drops: Drops = ()
+    stop_hopeless: Annotated[bool, Field(exclude_if=lambda stops: not stops)] = False
     source: str = ""  # hash of the code of a task of one's own
     version: str
 
+    @property
+    def label(self) -> str:
+        """The method as people write it, without lr."""
+        return label(self.method, self.options, self.schedule, self.warmup, self.budget, self.probe)
+
     def __str__(self) -> str:
-        return f"{self.task} {label(self.method, self.options)} lr {self.lr:g} seed {self.seed}"
+        return f"{self.task} {self.label} lr {self.lr:g} seed {self.seed}"
 
 
 class TaskEntry(_Frozen):
@@ -90,12 +123,32 @@ class TaskEntry(_Frozen):
     mended: str = Field(default="", exclude_if=lambda mended: not mended)
 
 
-class MethodEntry(_Frozen):
+class MethodEntry(_Trained):
     """A method with its options and the learning rates it is run at, ascending."""
 
     name: str
-    options: Options = {}
     lrs: tuple[LearningRate, ...]
+    default_lr: float | None = None  # what its users get without choosing
+    # Learning rates by task, beyond those of all tasks: what tuning added.
+    added: Annotated[dict[str, tuple[LearningRate, ...]], Field(exclude_if=lambda added: not added)] = {}
+
+    @property
+    def label(self) -> str:
+        """The method as people write it, without lr."""
+        return label(self.name, self.options, self.schedule, self.warmup, self.budget, self.probe)
+
+    def rates(self, task: str) -> tuple[float, ...]:
+        """The learning rates on a task, ascending."""
+        return tuple(sorted({*self.lrs, *self.added.get(task, ())}))
+
+    def grown(self, other: "MethodEntry") -> "MethodEntry":
+        """With the learning rates of both."""
+        added = {
+            task: tuple(sorted({*self.added.get(task, ()), *other.added.get(task, ())}))
+            for task in (*self.added, *other.added)
+        }
+        lrs = tuple(sorted({*self.lrs, *other.lrs}))
+        return self.model_copy(update={"lrs": lrs, "added": added, "default_lr": other.default_lr})
 
 
 class Study(_Frozen):
@@ -105,30 +158,37 @@ class Study(_Frozen):
     tasks: tuple[TaskEntry, ...]
     methods: tuple[MethodEntry, ...]
     seeds: tuple[int, ...]
-    drops: Drops = ()
+    stop_hopeless: Annotated[bool, Field(exclude_if=lambda stops: not stops)] = False
+    rules: tuple[str, ...] = Field((), exclude_if=lambda rules: not rules)  # verdicts to give, fixed before the runs
+
+    def run(self, task: TaskEntry, method: MethodEntry, lr: float, seed: int) -> Run:
+        """One of its runs."""
+        trained = {field: getattr(method, field) for field in _Trained.model_fields}
+        return Run(
+            task=task.name,
+            method=method.name,
+            lr=lr,
+            seed=seed,
+            epochs=task.epochs,
+            batch_size=task.batch_size,
+            stop_hopeless=self.stop_hopeless,
+            source=task.source,
+            version=self.version,
+            **trained,
+        )
 
     def runs(self) -> list[Run]:
         """All runs, in the order in which a half-finished picture tells most.
 
         Every task and method gets a coarse grid of learning rates with the first seed, then the gaps, then more seeds.
         """
+        pairs = [(task, method) for task in self.tasks for method in self.methods]
+        orders = [_coarse_to_fine(method.rates(task.name)) for task, method in pairs]
         return [
-            Run(
-                task=task.name,
-                method=method.name,
-                options=method.options,
-                lr=lr,
-                seed=seed,
-                epochs=task.epochs,
-                batch_size=task.batch_size,
-                drops=self.drops,
-                source=task.source,
-                version=self.version,
-            )
+            self.run(task, method, lr, seed)
             for seed in self.seeds
-            for rank in zip_longest(*(_coarse_to_fine(method.lrs) for method in self.methods))
-            for task in self.tasks
-            for method, lr in zip(self.methods, rank, strict=True)
+            for rank in zip_longest(*orders)
+            for (task, method), lr in zip(pairs, rank, strict=True)
             if lr is not None
         ]
 
@@ -138,17 +198,15 @@ class Study(_Frozen):
         `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one.
         Raises StudyError if the two cannot be one study.
         """
-        for field in ("version", "drops"):
+        for field in ("version", "stop_hopeless", "rules"):
             if getattr(self, field) != getattr(asked, field):
                 raise StudyError(f"its {field} is {getattr(self, field)!r}, not {getattr(asked, field)!r}")
         found = {task.name: task for task in self.tasks}
         for task in asked.tasks:
             found[task.name] = _same_task(found.get(task.name, task), task, mended)
-        methods = {label(method.name, method.options): method for method in self.methods}
+        methods = {method.label: method for method in self.methods}
         for method in asked.methods:
-            there = methods.setdefault(label(method.name, method.options), method)
-            lrs = tuple(sorted({*there.lrs, *method.lrs}))
-            methods[label(method.name, method.options)] = there.model_copy(update={"lrs": lrs})
+            methods[method.label] = methods.get(method.label, method).grown(method)
         seeds = tuple(sorted({*self.seeds, *asked.seeds}))
         return self.model_copy(
             update={"tasks": tuple(found.values()), "methods": tuple(methods.values()), "seeds": seeds}
@@ -176,72 +234,19 @@ def _coarse_to_fine(values: Sequence[float]) -> list[float]:
     return [values[i] for i in sorted(range(len(values)), key=lambda i: f"{i:0{bits}b}"[::-1])]
 
 
-def label(method: str, options: dict[str, Any]) -> str:
-    """`adam(betas=(0.9, 0.95))`: how people and `--methods` write a method."""
-    return f"{method}({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else method
+DEFAULT = "default"  # among learning rates: that of the method
 
 
-def known_method(name: str) -> str:
-    """Return the name of a registered method; raises StudyError with those that look like it otherwise."""
-    try:
-        return untuned.get(name).name
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-
-
-class MethodSpec(NamedTuple):
-    """A method as asked for; `lrs` is None if it takes the learning rates of the study."""
-
-    name: str
-    options: dict[str, Any]
-    lrs: tuple[float, ...] | None = None
-
-
-def parse_methods(text: str) -> list[MethodSpec]:
-    """Parse `momo,adam(betas=(0.9, 0.95)),prodigy(lr=1.0)`; an `lr` option, a number or a tuple, replaces the grid.
-
-    Option values are Python literals. Raises StudyError.
-    """
-    try:
-        tree = ast.parse(f"[{text}]", mode="eval").body
-    except SyntaxError as error:
-        raise StudyError(f"methods: cannot read {text!r}: {error.msg}; write momo,adam(betas=(0.9, 0.95))") from None
-    if not isinstance(tree, ast.List):
-        raise StudyError(f"methods: cannot read {text!r}; write momo,adam(betas=(0.9, 0.95))")
-    return [_method(node, ast.unparse(node).replace(" - ", "-")) for node in tree.elts]
-
-
-def _method(node: ast.expr, source: str) -> MethodSpec:
-    keywords: list[ast.keyword] = []
-    if isinstance(node, ast.Call):
-        if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise StudyError(f"methods: {source}: options need names, as in adam(eps=1e-6)")
-        node, keywords = node.func, node.keywords
-    name = known_method(node.id if isinstance(node, ast.Name) else source)
-    options = {}
-    for keyword in keywords:
-        try:
-            options[str(keyword.arg)] = ast.literal_eval(keyword.value)
-            json.dumps(options, allow_nan=False)
-        except (ValueError, TypeError):
-            raise StudyError(
-                f"methods: {name}: option {keyword.arg} must be a number, string, boolean, None or tuple of those, "
-                f"not {ast.unparse(keyword.value)}"
-            ) from None
-    lrs = options.pop("lr", None)
-    if lrs is None:
-        return MethodSpec(name, options)
-    return MethodSpec(name, options, _ascending(lrs if isinstance(lrs, tuple) else (lrs,), f"{name}(lr=...)"))
-
-
-def parse_lrs(text: str) -> tuple[float, ...]:
-    """Parse `1e-3,1e-2` or `1e-4:1e2:7` (7 log-spaced values, both end points included), or both joined by commas.
+def parse_lrs(text: str) -> tuple[float | str, ...]:
+    """Parse `1e-3,1e-2`, `1e-4:1e2:7` (7 log-spaced values, both end points included), `default`, joined by commas.
 
     Spaced values are rounded to 6 significant digits, so that they print well and hash the same everywhere.
-    Returns ascending values without repetition. Raises StudyError.
+    Returns ascending values without repetition behind `DEFAULT`, if that is among them. Raises StudyError.
     """
     values: list[float] = []
     for part in text.split(","):
+        if part == DEFAULT:
+            continue
         try:
             if ":" not in part:
                 values.append(float(part))
@@ -249,34 +254,32 @@ def parse_lrs(text: str) -> tuple[float, ...]:
             first, last, number = part.split(":")
             low, high, count = float(first), float(last), int(number)
         except ValueError:
-            raise StudyError(f"lr: cannot read {part!r}; write 1e-3,1e-2 or LOW:HIGH:COUNT as in 1e-4:1e2:7") from None
+            raise StudyError(
+                f"lr: cannot read {part!r}; write 1e-3,1e-2 or LOW:HIGH:COUNT as in 1e-4:1e2:7 or default"
+            ) from None
         if not (0 < low < high < math.inf and count >= 2):
             raise StudyError(f"lr: {part!r} needs 0 < LOW < HIGH and COUNT >= 2")
         spaced = (low * (high / low) ** (i / (count - 1)) for i in range(1, count - 1))
         values += [low, *(float(f"{value:.6g}") for value in spaced), high]
-    return _ascending(values, "lr")
-
-
-def _ascending(values: Sequence[Any], where: str) -> tuple[float, ...]:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise StudyError(f"{where}: a learning rate must be positive and finite, not {value!r}")
-    return tuple(sorted({float(value) for value in values}))
+    return (*([DEFAULT] if DEFAULT in text.split(",") else []), *ascending(values, "lr"))
 
 
 def resolve(
     task_names: Sequence[str],
     methods: Sequence[MethodSpec],
-    lrs: Sequence[float],
+    lrs: Sequence[float | str],
     seeds: int,
     epochs: float | None = None,
-    drops: tuple[float, ...] = (),
+    *,
+    schedule: str = "",
+    warmup: float = 0.0,
+    stop_hopeless: bool = False,
+    rules: Sequence[str] = (),
 ) -> Study:
     """Load every task, build every optimizer once and return the study; `epochs` None takes each task's own.
 
-    `drops`: parts of a run, between 0 and 1, after which lr falls tenfold.
-
-    Raises StudyError. Writes nothing.
+    `schedule` and `warmup` are those of the methods that name none. A method without learning rates of its own gets
+    `lrs`, in which `DEFAULT` stands for the method's. Raises StudyError. Writes nothing.
     """
     if not task_names or not methods:
         raise StudyError("a study needs at least one task and one method")
@@ -284,24 +287,47 @@ def resolve(
         raise StudyError(f"seeds: must be at least 1, not {seeds}")
     if epochs is not None and not 0 < epochs < math.inf:
         raise StudyError(f"budget: epochs must be positive and finite, not {epochs}")
-    entries = [
-        MethodEntry(name=spec.name, options=spec.options, lrs=_ascending(spec.lrs or lrs, "lr")) for spec in methods
-    ]
+    if not 0 <= warmup < 1:
+        raise StudyError(f"warmup: is a part of the run, at least 0 and below 1, not {warmup}")
+    common = parse_schedule(schedule) if schedule else ""
+    entries = [_entry(spec, lrs, common, warmup) for spec in methods]
     _refuse_repetition("tasks", task_names)
-    _refuse_repetition("methods", [label(entry.name, entry.options) for entry in entries])
+    _refuse_repetition("methods", [entry.label for entry in entries])
     for entry in entries:
         for lr in entry.lrs:
             try:
-                given = {"samples": 1} if untuned.get(entry.name).records_samples else {}
-                untuned.create(torch.nn.Linear(2, 2), entry.name, lr=lr, **given, **entry.options)
+                given = {"samples": 1} if records_samples(entry.name) else {}
+                create(torch.nn.Linear(2, 2), entry.name, lr, entry.options, **given)
+            except StudyError:
+                raise
             except (TypeError, ValueError) as error:
-                raise StudyError(f"methods: {label(entry.name, entry.options)}: {error}") from error
+                raise StudyError(f"methods: {entry.label}: {error}") from error
     return Study(
         version=untuned.__version__,
         tasks=tuple(_task(name, epochs) for name in task_names),
         methods=tuple(entries),
         seeds=tuple(range(seeds)),
-        drops=drops,
+        stop_hopeless=stop_hopeless,
+        rules=tuple(rules),
+    )
+
+
+def _entry(spec: MethodSpec, lrs: Sequence[float | str], schedule: str, warmup: float) -> MethodEntry:
+    usual = default_lr(spec.name, spec.probe)
+    if usual is None and not spec.lrs and DEFAULT in lrs:
+        raise StudyError(f"methods: {spec.label} has no default lr: give it one")
+    tried = spec.lrs or ascending([usual if lr == DEFAULT else lr for lr in lrs], "lr")
+    if not tried:
+        raise StudyError(f"methods: {spec.label} has no learning rate")
+    return MethodEntry(
+        name=spec.name,
+        options=spec.options,
+        schedule=spec.schedule or schedule,
+        warmup=spec.warmup or (0.0 if (spec.schedule or schedule).startswith("refined") else warmup),
+        budget=spec.budget,
+        probe=spec.probe,
+        lrs=tried,
+        default_lr=usual,
     )
 
 

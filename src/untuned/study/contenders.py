@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 import untuned
 from untuned.study.config import label, parse_methods
+from untuned.study.memory import state_bytes
 from untuned.study.programs import streams
 
 Shapes = list[tuple[int, ...]]
@@ -129,10 +129,7 @@ class Contender:
 
     def state_bytes(self) -> int:
         """Memory that the optimizer holds beside parameters and gradients."""
-        own = {p.data_ptr() for p in self.params}
-        held = _tensors([*self.optimizer.state.values(), *self.optimizer.param_groups])
-        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in held) if s.data_ptr() not in own}
-        return sum(storages.values())
+        return state_bytes(self.optimizer)
 
     def named_bytes(self) -> int | None:
         """What a step reads and writes, by the programs of its sweeps; None for optimizers that do not say."""
@@ -143,11 +140,3 @@ class Contender:
         keys = streams(self.optimizer, guard=self.optimizer.recipe.skip_nonfinite)
         held = [{"p": p, "g": g} | self.optimizer.state[p] for p, g in zip(self.params, self.gradients, strict=True)]
         return sum(tensors[key].nbytes for tensors in held for key in keys)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)

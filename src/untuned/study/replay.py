@@ -114,14 +114,14 @@ def logreg12(sets: Sequence[str], methods: Sequence[MethodSpec], seeds: int) -> 
         if name not in LOGREG12:
             raise StudyError(f"sets: no accuracy is published for {name!r}; choose from {','.join(LOGREG12)}")
     tasks, specs = [f"logreg-{name}" for name in sets], [_by_protocol(spec) for spec in methods]
-    return resolve(tasks, specs, (), seeds, epochs=100, drops=LOGREG12_DROPS)
+    return resolve(tasks, specs, (), seeds, epochs=100, schedule=f"step(at={LOGREG12_DROPS})")
 
 
 def _by_protocol(spec: MethodSpec) -> MethodSpec:
     method = untuned.get(spec.name)
     decays = inspect.signature(method.optimizer).parameters["weight_decay"].default
     options = {"weight_decay": 0.0, **spec.options} if decays else spec.options
-    return MethodSpec(spec.name, options, spec.lrs or (method.lr,))
+    return spec._replace(options=options, lrs=spec.lrs or (method.lr,))
 
 
 def logreg12_cells(store: Store) -> list[Cell]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from markupsafe import Markup
 
 from untuned.study import charts
 from untuned.study.charts import Style, decades, power
-from untuned.study.config import StudyError, label
+from untuned.study.config import MethodEntry, StudyError, label
 from untuned.study.results import Results, TaskResult, crashes, load
 from untuned.study.stats import Summary
 
@@ -37,7 +38,7 @@ def write(folder: Path) -> Path:
 
 
 def _write(folder: Path, results: Results) -> Path:
-    looks = charts.styles({label(m.name, m.options): _display(m.name, m.options) for m in results.study.methods})
+    looks = charts.styles({m.label: _display(m) for m in results.study.methods})
     _write_tables(folder / "tables", results)
     charts.png(
         folder / "report.png",
@@ -72,7 +73,7 @@ def _write_tables(folder: Path, results: Results) -> None:
         sorted(
             (
                 f.run.task,
-                label(f.run.method, f.run.options),
+                f.run.label,
                 f.run.lr,
                 f.run.seed,
                 metrics[f.run.task],
@@ -168,14 +169,16 @@ def _markdown(result: TaskResult) -> str:
 # The page
 
 
-def _display(name: str, options: Mapping[str, Any]) -> str:
+def _display(of: MethodEntry) -> str:
     """`momo_adam` as papers write it: MoMo-Adam."""
     words = {"adamw": "AdamW", "momo": "MoMo", "dadapt": "D-Adapt", "adatam": "AdaTAM", "adatamw": "AdaTAMW"}
     words |= {"adarem": "AdaRem", "adagrad": "AdaGrad", "gradagrad": "GradaGrad", "alig": "ALI-G"}
     words |= {"dog": "DoG", "ldog": "LDoG", "dowg": "DoWG"}
     short = "ahb am da gd gpa madgrad mda motaps msgd ngn sgd sgdf sngm sp spa sps tam taps"
     words |= {word: word.upper() for word in short.split()}
-    return label("-".join(words.get(word, word.capitalize()) for word in name.split("_")), dict(options))
+    plain = re.fullmatch(r"\w+", of.name)
+    name = "-".join(words.get(word, word.capitalize()) for word in of.name.split("_")) if plain else of.name
+    return label(name, of.options, of.schedule, of.warmup, of.budget, of.probe)
 
 
 def _seeds(results: Results) -> str:
@@ -225,7 +228,7 @@ def _claim(of: Sequence[TaskResult], looks: Mapping[str, Style]) -> str:
 def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
     study, rows = results.study, list(results.ledger.values())
     status = Counter(results.ledger.get(run.id, {"status": "not run"})["status"] for run in results.runs)
-    lrs = sorted({lr for method in study.methods for lr in method.lrs})
+    lrs = sorted({lr for method in study.methods for task in study.tasks for lr in method.rates(task.name)})
     days = [_day(pick(row["started"] for row in rows)) for pick in (min, max)] if rows else []
     return {
         "headline": _headline(results, looks),

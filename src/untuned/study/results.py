@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from untuned.study.config import MethodEntry, Run, Study, TaskEntry, label
+from untuned.study.config import MethodEntry, Run, Study, TaskEntry
 from untuned.study.stats import Floats, Outcome, Summary, median, seed_mean, summarize
 from untuned.study.store import Store
 
@@ -120,7 +120,7 @@ def _task(
     words = task.metric.replace("val_", "validation ", 1).replace("_", " ")
     metric = Metric(words, task.maximize, task.chance, tolerance, percent=task.metric.endswith("accuracy"))
 
-    at = {(label(f.run.method, f.run.options), f.run.lr, f.run.seed): f for f in finished}
+    at = {(f.run.label, f.run.lr, f.run.seed): f for f in finished}
     outcomes = [_outcome(method, study.seeds, at, task) for method in study.methods]
     summaries = summarize(outcomes, maximize=task.maximize, chance=task.chance, tolerance=tolerance)
     train_loss, lr_effective = {}, {}
@@ -139,8 +139,8 @@ def _outcome(
     method: MethodEntry, seeds: Sequence[int], at: Mapping[tuple[str, float, int], Finished], task: TaskEntry
 ) -> Outcome:
     """Diverged runs count as chance, and so do those that end worse: a finite disaster is no worse than NaN."""
-    name = label(method.name, method.options)
-    cells = [[at.get((name, lr, seed)) for seed in seeds] for lr in method.lrs]
+    name = method.label
+    cells = [[at.get((name, lr, seed)) for seed in seeds] for lr in method.rates(task.name)]
     better = max if task.maximize else min
 
     def counted(f: Finished) -> float:
@@ -148,7 +148,7 @@ def _outcome(
 
     return Outcome(
         method=name,
-        lrs=method.lrs,
+        lrs=method.rates(task.name),
         finals=np.array([[counted(f) if f else np.nan for f in row] for row in cells]),
         diverged=np.array([[f is not None and f.diverged for f in row] for row in cells]),
         step_us=np.array([[median(_column(f.curve, "step_us")) if f else np.nan for f in row] for row in cells]),

@@ -32,12 +32,18 @@ LEDGER = pa.schema(
         "lr": pa.float64(),
         "seed": pa.int64(),
         "options": pa.string(),  # JSON
+        "schedule": pa.string(),  # "" for a constant lr
+        "warmup": pa.float64(),
+        "budget": pa.float64(),  # part of the epochs
+        "probe": pa.string(),  # the range test that found the lr, "" if none
         "epochs": pa.float64(),
         "status": pa.string(),
         "started": pa.float64(),  # seconds since 1970
         "seconds": pa.float64(),
         "steps": pa.int64(),
         "final": pa.string(),  # JSON of evaluate() at the end
+        "state_bytes": pa.int64(),  # of the optimizer
+        "peak_bytes": pa.int64(),  # largest resident memory of the process
         "error": pa.string(),
         "versions": pa.string(),  # JSON
         "machine": pa.string(),  # JSON
@@ -47,9 +53,10 @@ LEDGER = pa.schema(
 _CREATE = """
 create table if not exists runs(
     run text primary key, task text not null, method text not null, lr real not null, seed integer not null,
-    options text not null, epochs real not null,
+    options text not null, schedule text not null, warmup real not null, budget real not null, probe text not null,
+    epochs real not null,
     status text not null check (status in ('running', 'done', 'diverged', 'crashed')),
-    started real not null, seconds real, steps integer, final text, error text,
+    started real not null, seconds real, steps integer, final text, state_bytes integer, peak_bytes integer, error text,
     versions text not null, machine text not null
 )"""
 
@@ -93,6 +100,9 @@ class Store:
         with store._connect() as ledger:
             ledger.execute("pragma journal_mode = wal")
             ledger.execute(_CREATE)
+            for column in LEDGER.names:
+                if column not in _columns(ledger):  # of an older version
+                    ledger.execute(f"alter table runs add column {column}")
         return store
 
     @contextmanager
@@ -126,6 +136,7 @@ class Store:
             "lr": run.lr,
             "seed": run.seed,
             "options": json.dumps(run.options, sort_keys=True),
+            **{field: getattr(run, field) for field in ("schedule", "warmup", "budget", "probe")},
             "epochs": run.epochs,
             "status": "running",
             "started": time.time(),
@@ -153,8 +164,12 @@ class Store:
         final = None if result.final is None else json.dumps(result.final)
         with self._writable as ledger:
             ledger.execute(
-                "update runs set status = ?, seconds = ?, steps = ?, final = ?, error = ? where run = ?",
-                (result.status, result.seconds, result.steps, final, result.error, run.id),
+                "update runs set status = ?, seconds = ?, steps = ?, final = ?, state_bytes = ?, peak_bytes = ?, "
+                "error = ? where run = ?",
+                (
+                    *(result.status, result.seconds, result.steps, final, result.state_bytes, result.peak_bytes),
+                    *(result.error, run.id),
+                ),
             )
 
     def write_curve(self, run: Run, curve: pa.Table) -> None:
@@ -169,7 +184,9 @@ class Store:
     def runs(self) -> pa.Table:
         """The ledger, one row a run; `final`, `options`, `versions` and `machine` are JSON."""
         with self._connect() as ledger:
-            rows = ledger.execute(f"select {', '.join(LEDGER.names)} from runs order by started, run").fetchall()
+            there = _columns(ledger)
+            named = ", ".join(name if name in there else f"null as {name}" for name in LEDGER.names)
+            rows = ledger.execute(f"select {named} from runs order by started, run").fetchall()
         columns = zip(*rows, strict=True) if rows else [()] * len(LEDGER)
         return pa.table([list(column) for column in columns], schema=LEDGER)
 
@@ -180,7 +197,7 @@ class Store:
 
     def curves(self) -> pa.Table:
         """The curves of all done and diverged runs, below one another, each row led by the run it belongs to."""
-        keys = ("run", "task", "method", "options", "lr", "seed")
+        keys = ("run", "task", "method", "options", "schedule", "warmup", "budget", "probe", "lr", "seed")
         schema = pa.schema([*(LEDGER.field(key) for key in keys), *CURVE])
         tables = [schema.empty_table()]
         for run in self.runs().to_pylist():
@@ -212,3 +229,7 @@ class Store:
     def _refused(self, error: sqlite3.Error) -> StudyError:
         kept = "runs that have finished are kept, and the same command goes on from there"
         return StudyError(f"the ledger in {self.folder} cannot be used ({error}); {kept}")
+
+
+def _columns(ledger: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in ledger.execute("pragma table_info(runs)")}
