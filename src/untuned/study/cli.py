@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -19,11 +19,8 @@ from untuned.study.study_cli import study
 
 if TYPE_CHECKING:
     from untuned.study.config import Study
+    from untuned.study.execute import Rates
     from untuned.study.store import Store
-
-DEMO_TASKS = ["logreg-vehicle", "fashion-mlp"]
-DEMO_BUDGET = 10.0
-DEMO_METHODS = "sgd(momentum=0.9),adam,momo,momo_adam,prodigy,schedule_free_adamw"
 
 app = typer.Typer(
     help="Optimizers with momentum and without a learning rate to tune, compared on real tasks.",
@@ -67,18 +64,33 @@ def _app(
 def compare(
     task: Annotated[
         list[str] | None,
-        typer.Argument(help=f"Names from `untuned list`, or my_module:MyTask. By default {' '.join(DEMO_TASKS)}."),
+        typer.Argument(help="Names from `untuned list`, my_module:MyTask, or a file study.toml. By default two tasks."),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Names from `untuned list`, with options as in adam(eps=1e-6).")
-    ] = DEMO_METHODS,
+        str | None,
+        typer.Option(help="Methods with options, compositions, other packages' optimizers; by default six methods."),
+    ] = None,
     lr: Annotated[
-        str, typer.Option(help="Learning rates: 1e-3,1e-2 or LOW:HIGH:COUNT, spaced evenly in log.")
-    ] = "1e-4:1e2:7",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+        str | None,
+        typer.Option(
+            help="Learning rates: 1e-3,1e-2 or LOW:HIGH:COUNT, spaced evenly in log; `default` is each method's own."
+            " By default default,1e-4:1e2:7."
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, by default 3.")] = None,
     budget: Annotated[
-        float | None,
-        typer.Option(help=f"Epochs of a run; by default the task's own, {DEMO_BUDGET:g} if none is named."),
+        float | None, typer.Option(help="Epochs of a run; by default the task's own, 10 if none is named.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of methods that name none: linear, cosine, wsd(decay=0.1), refined('file'), ...")
+    ] = None,
+    warmup: Annotated[float | None, typer.Option(help="Part of a run for linear warm-up, as 0.05.")] = None,
+    tune: Annotated[
+        bool | None, typer.Option("--tune", help="Add learning rates until each neighbour of a near-best one has run.")
+    ] = None,
+    stop_hopeless: Annotated[
+        bool | None,
+        typer.Option("--stop-hopeless", help="Stop runs worse than the untrained model after a quarter of the steps."),
     ] = None,
     out: Out = None,
     workers: Workers = None,
@@ -90,17 +102,29 @@ def compare(
     """Run methods x learning rates x seeds on tasks and write a report.
 
     The same command again goes on where an earlier one was stopped, and one with more tasks, methods, learning rates or
-    seeds and the same --out runs only what is new. An lr option of a method, as in prodigy(lr=1.0) or
-    adam(lr=(1e-4, 1e-3)), replaces --lr for it.
+    seeds and the same --out runs only what is new. Methods: adam(betas=(0.9, 0.95)), prodigy(schedule=linear),
+    compose(adam, momo, schedule_free), torch.optim:NAdam, adamw(lr=range_test(steps=60)), joined by commas. An lr
+    option of a method, as in prodigy(lr=1.0) or adam(lr=(1e-4, 1e-3)), replaces --lr for it.
     """
-    from untuned.study import report
-    from untuned.study.config import parse_lrs, parse_methods, resolve
+    from untuned.study import execute, report
+    from untuned.study.request import Request
 
-    if not task:
-        task, budget = DEMO_TASKS, DEMO_BUDGET if budget is None else budget
-    study = resolve(task, parse_methods(methods), parse_lrs(lr), seeds, budget)
-    name = "+".join(task).replace(":", ".")[:60]
-    store = _run(study, out or Path("studies") / f"{name}-{study.id[:8]}", workers, retry_crashed, record_norms)
+    request = Request.of(
+        task or [],
+        methods=methods,
+        lr=lr,
+        seeds=seeds,
+        budget=budget,
+        schedule=schedule,
+        warmup=warmup,
+        tune=tune,
+        stop_hopeless=stop_hopeless,
+    )
+    study = request.resolve()
+    name = "+".join(request.tasks).replace(":", ".").replace("/", "-in-")[:60]
+    more = execute.untried if request.tune else None
+    folder = out or Path("studies") / f"{name}-{study.id[:8]}"
+    store = _run(study, folder, workers, retry_crashed, record_norms, more)
     print(f"report: {report.write(store.folder)}")
     if record_norms:
         print(f"norms: {store.folder / 'norms'}, a folder for each run that was made now")
@@ -287,17 +311,21 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _run(study: "Study", folder: Path, workers: int | None, retry_crashed: bool, norms: bool = False) -> "Store":
-    from untuned.study.live import Live
+def _run(
+    study: "Study",
+    folder: Path,
+    workers: int | None,
+    retry_crashed: bool,
+    norms: bool = False,
+    more: "Callable[[Store], Rates] | None" = None,
+) -> "Store":
+    from untuned.study.execute import execute
     from untuned.study.store import Store
-    from untuned.study.sweep import sweep
 
-    workers = workers or os.cpu_count() or 1
     store = Store.create(folder, study, mended=retry_crashed)
     print(f"{len(store.study.runs())} runs in {folder}")
     try:
-        with Live(store, workers, retry_crashed, Console()) as view:
-            sweep(store, workers, view, retry_crashed, norms)
+        execute(store, workers or os.cpu_count() or 1, retry_crashed=retry_crashed, norms=norms, more=more)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -4,10 +4,10 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
@@ -38,6 +38,7 @@ from untuned.study.methods import (
 __all__ = [
     "MethodEntry",
     "MethodSpec",
+    "RuleEntry",
     "Run",
     "Study",
     "StudyError",
@@ -146,9 +147,24 @@ class MethodEntry(_Trained):
         added = {
             task: tuple(sorted({*self.added.get(task, ()), *other.added.get(task, ())}))
             for task in (*self.added, *other.added)
+            if self.added.get(task) or other.added.get(task)
         }
         lrs = tuple(sorted({*self.lrs, *other.lrs}))
         return self.model_copy(update={"lrs": lrs, "added": added, "default_lr": other.default_lr})
+
+
+class RuleEntry(_Frozen):
+    """A comparison of two methods of the study that is decided by a rule written down before the runs.
+
+    Scores are the metric between chance, 0, and the best mean of the study on a task, 1; larger is better.
+    """
+
+    method: str
+    against: str
+    at: Literal["default", "best"] = "default"  # learning rates: each method's default, or its best of the grid
+    statistic: Literal["mean", "iqm", "probability"] = "mean"
+    margin: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    level: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.95
 
 
 class Study(_Frozen):
@@ -159,7 +175,7 @@ class Study(_Frozen):
     methods: tuple[MethodEntry, ...]
     seeds: tuple[int, ...]
     stop_hopeless: Annotated[bool, Field(exclude_if=lambda stops: not stops)] = False
-    rules: tuple[str, ...] = Field((), exclude_if=lambda rules: not rules)  # verdicts to give, fixed before the runs
+    rules: tuple[RuleEntry, ...] = Field((), exclude_if=lambda rules: not rules)
 
     def run(self, task: TaskEntry, method: MethodEntry, lr: float, seed: int) -> Run:
         """One of its runs."""
@@ -191,6 +207,14 @@ class Study(_Frozen):
             for (task, method), lr in zip(pairs, rank, strict=True)
             if lr is not None
         ]
+
+    def with_rates(self, added: Mapping[tuple[str, str], Sequence[float]]) -> "Study":
+        """With more learning rates by (label of a method, name of a task)."""
+        methods = []
+        for method in self.methods:
+            more = {task.name: tuple(added[key]) for task in self.tasks if (key := (method.label, task.name)) in added}
+            methods.append(method.grown(method.model_copy(update={"added": more})))
+        return self.model_copy(update={"methods": tuple(methods)})
 
     def grown(self, asked: "Study", mended: bool) -> "Study":
         """This study and what another asks for: tasks, methods, learning rates and seeds are added, none taken away.
@@ -274,7 +298,7 @@ def resolve(
     schedule: str = "",
     warmup: float = 0.0,
     stop_hopeless: bool = False,
-    rules: Sequence[str] = (),
+    rules: Sequence[RuleEntry] = (),
 ) -> Study:
     """Load every task, build every optimizer once and return the study; `epochs` None takes each task's own.
 
@@ -308,8 +332,20 @@ def resolve(
         methods=tuple(entries),
         seeds=tuple(range(seeds)),
         stop_hopeless=stop_hopeless,
-        rules=tuple(rules),
+        rules=tuple(_rule(rule, entries) for rule in rules),
     )
+
+
+def _rule(rule: RuleEntry, entries: Sequence[MethodEntry]) -> RuleEntry:
+    """With methods as the study writes them."""
+    found = {}
+    for side in ("method", "against"):
+        asked = getattr(rule, side)
+        labels = {spec.label for spec in parse_methods(asked)} & {entry.label for entry in entries}
+        if len(labels) != 1:
+            raise StudyError(f"rules: {side} = {asked!r} is none of {', '.join(entry.label for entry in entries)}")
+        found[side] = labels.pop()
+    return rule.model_copy(update=found)
 
 
 def _entry(spec: MethodSpec, lrs: Sequence[float | str], schedule: str, warmup: float) -> MethodEntry:

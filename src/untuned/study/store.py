@@ -10,7 +10,8 @@ import platform
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -105,6 +106,14 @@ class Store:
                     ledger.execute(f"alter table runs add column {column}")
         return store
 
+    def grow(self, study: Study) -> None:
+        """Let the folder's study be `study`, which asks for all that it asked for and more. Raises StudyError."""
+        try:
+            replace(self.folder / "study.json", lambda path: path.write_text(study.model_dump_json(indent=2)))
+        except OSError as error:
+            raise StudyError(f"cannot write to {self.folder} ({error}); its runs are kept") from error
+        self.study = study
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Be the only process that adds to this study; half-written curves of a dead one are removed."""
@@ -149,9 +158,7 @@ class Store:
                     **({f"mended {run.task}": mended} if mended else {}),
                 }
             ),
-            "machine": json.dumps(
-                {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-            ),
+            "machine": json.dumps({"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}),
         }
         with self._writable as ledger:
             ledger.execute(
@@ -233,3 +240,13 @@ class Store:
 
 def _columns(ledger: sqlite3.Connection) -> set[str]:
     return {row[1] for row in ledger.execute("pragma table_info(runs)")}
+
+
+@cache
+def _processor() -> str:
+    """The processor's name, its architecture where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,93 @@
+"""What a study is asked for: options of `untuned compare`, or a TOML file that holds everything.
+
+tasks = ["fashion-mlp", "logreg-vehicle"]
+methods = ["adamw(schedule=linear)", "prodigy", "compose(adam, momo, schedule_free)", "torch.optim:NAdam"]
+lr = "default,1e-4:1:5"
+seeds = 3
+budget = 10                     # epochs
+
+[[rules]]                       # a verdict, fixed before the runs
+method = "prodigy"
+against = "adamw(schedule=linear)"
+margin = 0.02
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from untuned.study.config import RuleEntry, Study, StudyError, parse_lrs, parse_methods, resolve
+
+DEMO_TASKS = ("logreg-vehicle", "fashion-mlp")
+DEMO_BUDGET = 10.0
+DEMO_METHODS = "sgd(momentum=0.9),adam,momo,momo_adam,prodigy,schedule_free_adamw"
+LRS = "default,1e-4:1e2:7"
+
+
+class Request(BaseModel):
+    """A study as people write it; `resolve` checks it. Lists and texts with commas mean the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[str, ...] = DEMO_TASKS
+    methods: str | tuple[str, ...] = DEMO_METHODS
+    lr: str | float | tuple[str | float, ...] = LRS
+    seeds: int = 3
+    budget: float | None = None
+    schedule: str = ""
+    warmup: float = 0.0
+    stop_hopeless: bool = False
+    tune: bool = False
+    rules: tuple[RuleEntry, ...] = ()
+
+    @classmethod
+    def of(cls, tasks: list[str], **given: Any) -> Self:
+        """From words and options of the command line; a single word that ends in .toml is a file. Raises StudyError.
+
+        An option that is None was not given: the file's counts, or the default.
+        """
+        values: dict[str, Any] = {}
+        where = "study"
+        if any(word.endswith(".toml") for word in tasks):
+            if len(tasks) > 1:
+                raise StudyError(f"a study comes from one file or from names of tasks, not from {' and '.join(tasks)}")
+            where = tasks[0]
+            values = _read(Path(where))
+        elif tasks:
+            values["tasks"] = tasks
+        values |= {name: value for name, value in given.items() if value is not None}
+        if "tasks" not in values:
+            values.setdefault("budget", DEMO_BUDGET)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(map(str, wrong["loc"]))
+            known = f"; there are {', '.join(cls.model_fields)}" if wrong["type"] == "extra_forbidden" else ""
+            raise StudyError(f"{where}: {place}: {wrong['msg']}, not {wrong['input']!r}{known}") from None
+
+    def resolve(self) -> Study:
+        """The study, with all tasks loaded and all optimizers built once. Raises StudyError."""
+        lrs = self.lr if isinstance(self.lr, tuple) else (self.lr,)
+        return resolve(
+            self.tasks,
+            parse_methods(self.methods if isinstance(self.methods, str) else ",".join(self.methods)),
+            parse_lrs(",".join(str(lr) for lr in lrs)),
+            self.seeds,
+            self.budget,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            stop_hopeless=self.stop_hopeless,
+            rules=self.rules,
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
