@@ -224,6 +224,12 @@ def test_probability_of_methods_that_never_meet():
     assert paired(a, b, higher_is_better=True).probability.interval == (0.0, 0.0)
 
 
+def test_probability_draws_the_runs_of_the_two_methods_independently():
+    # Drawn in pairs, equal runs tie in every resample; independently, both of a's may be 0 and both of b's 1 (1 in 16).
+    found = compare([[0.0, 1.0]], [[0.0, 1.0]], "probability", tasks=False)
+    assert found.value == 0.5 and found.interval == (0.0, 1.0)
+
+
 # ---------------------------------------------------------------- the rule
 
 A, B = noise(11, 8, 3) * 0.01, noise(12, 8, 3) * 0.01
@@ -273,7 +279,7 @@ def test_rule_states_itself_in_a_sentence():
         "A method is better than another if the 95 % interval of its interquartile mean's lead over the other's lies "
         "above 0.05, worse if it lies below -0.05, not different by more than the margin if it lies from -0.05 to "
         "0.05, and else it cannot be told (smaller scores are better; stratified bootstrap over tasks and seeds, "
-        "9999 resamples)."
+        "10000 resamples)."
     )
     probability = str(Rule("probability", 0.1, level=0.9, higher_is_better=True, tasks=False))
     assert "90 % interval of the probability that its run beats the other's on the same task lies above 0.6" in (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import curve_fit
 
 from untuned.study.horizons import fit_exchange_rate, regret, share_reached
 
@@ -28,6 +29,15 @@ def test_share_meets_its_nodes_exactly():
     np.testing.assert_array_equal(share_reached(H, L, UNTRAINED, L), H)
     np.testing.assert_array_equal(regret(H, L, UNTRAINED, L), 1 - H)
     assert share_reached(H, L, UNTRAINED, UNTRAINED) == 0
+
+
+@given(st.lists(st.integers(1, 999), min_size=1, max_size=6, unique=True))
+def test_share_meets_the_nodes_of_any_horizons_exactly(thousandths):
+    horizons = np.array([*sorted(thousandths), 1000]) / 1000
+    losses = np.linspace(3, 1, len(horizons))
+    np.testing.assert_array_equal(share_reached(horizons, losses, UNTRAINED, losses), horizons)
+    above = share_reached(horizons, losses, UNTRAINED, np.nextafter(losses, 9))
+    assert (above <= horizons).all()
 
 
 def test_share_between_nodes_is_linear_in_the_logarithm_and_below_the_first_in_the_horizon():
@@ -168,6 +178,16 @@ def test_noise_shows_in_residual_and_error_of_the_floor():
     assert 0.7 < np.std(pulls) < 1.3 and all(fit.useful for fit in found)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fit_and_error_of_the_floor_are_those_of_a_general_fitter(seed):
+    h = np.geomspace(0.01, 1, 8)
+    losses = power_law(0.3, 0.5, 1.0, h) + 0.02 * np.random.default_rng(seed).standard_normal(8)
+    fit = fit_exchange_rate(h, losses)
+    values, covariance = curve_fit(lambda x, a, b, c: a * x**-b + c, h, losses, p0=(0.3, 0.5, 1.0))
+    assert (fit.a, fit.b, fit.c) == pytest.approx(values, rel=1e-4)
+    assert fit.c_error == pytest.approx(covariance[2, 2] ** 0.5, rel=1e-3)
+
+
 def test_missing_horizons_are_left_out():
     losses = power_law(0.5, 0.4, 1.0)
     losses[1] = np.nan
@@ -190,6 +210,7 @@ def test_missing_horizons_are_left_out():
         ([9.0, 1.0, 1.0, 1.0, 1.0], "reached their floor"),
         ([3.0, 2.0, 1.9, 1.9, 1.9], "reached their floor"),
         ([3, 1, 3, 1, 2], "do not follow"),
+        (2 * H**-0.1 + [0.0, 0.02, -0.01, -0.01, 0.0], "its error is larger"),
     ],
 )
 def test_a_useless_fit_says_why_and_answers_nothing(losses, problem):

@@ -17,7 +17,7 @@ Statistic = Callable[[Floats], Floats]  # (..., tasks, seeds) with NaN -> (...)
 Verdict = Literal["better", "worse", "no difference of more than the margin", "cannot be told"]
 StatisticName = Literal["mean", "iqm", "probability"]
 
-RESAMPLES = 9999
+RESAMPLES = 10_000
 _CHUNK = 2_000_000  # numbers held at once while resampling
 
 
@@ -140,7 +140,7 @@ def performance_profile(
         beyond = [np.where(np.isnan(a), np.nan, (a > tau) == above) for tau in taus]
         return np.stack([mean(share) for share in beyond], axis=-1)
 
-    drawn = _resampled(_ordered(rows, rows), lambda a, _: shares(a), tasks, resamples=1999)
+    drawn = _resampled(_ordered(rows, rows), lambda a, _: shares(a), tasks, resamples=RESAMPLES // 5)
     if drawn is None:
         low = high = np.full(taus.shape, np.nan)
     else:
@@ -247,8 +247,8 @@ def compare(
         aggregate = {"mean": mean, "iqm": iqm}[statistic]
         return aggregate(x) - aggregate(y)
 
-    there = _resampled(_ordered(first, second), of, tasks, independent=probability)
-    back = _resampled(_ordered(second, first), of, tasks, independent=probability)
+    there = _resampled(_ordered(first, second), of, tasks, independent=probability, resamples=RESAMPLES // 2)
+    back = _resampled(_ordered(second, first), of, tasks, independent=probability, resamples=RESAMPLES // 2)
     whole = 1.0 if probability else 0.0
     drawn = None if there is None or back is None else np.concatenate([there, whole - back])
     return Estimate(float(of(first, second)), _interval(drawn, level))
