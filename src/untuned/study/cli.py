@@ -14,6 +14,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
 
 from untuned.study.check import check
+from untuned.study.regret_cli import regret
 from untuned.study.schedule_cli import schedule
 from untuned.study.study_cli import study
 
@@ -213,6 +214,7 @@ def bench(
 
 
 app.command()(check)
+app.command()(regret)
 
 
 @app.command()

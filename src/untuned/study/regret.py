@@ -38,7 +38,7 @@ HORIZONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0
 START = tuple(on_grid(k) for k in (-8, -6, -4, -2, 0))  # decades; the gaps and what lies beyond are added
 NEAR = 0.01
 BASELINE = Path(__file__).parent / "data" / "baseline.csv"
-SUITES: dict[str, tuple[str, ...]] = {}
+DEFAULTS = ("adamw", "prodigy", "mechanic_adamw", "momo_adam", "range-test")
 CONTENDERS = "contenders.json"
 
 
@@ -247,10 +247,10 @@ COLUMNS = ("task", "code", "budget", "lr", "seed", "val_loss", "untrained")
 
 
 def code_of(task: str) -> str:
-    """A hash of the code and the size of the data of a built-in task: with another, shipped runs are not its own."""
+    """A hash of a built-in task's code, model and number of batches: with another, shipped runs are not its own."""
     found = tasks.load(task)
     source = "".join(inspect.getsource(cls) for cls in type(found).__mro__ if cls.__module__.startswith("untuned."))
-    said = f"{source}{found.batch_size}{found.epochs}{sum(1 for _ in found.batches(0, 0))}"
+    said = f"{source}{found.model(0)}{found.batch_size}{found.epochs}{sum(1 for _ in found.batches(0, 0))}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -23,7 +23,7 @@ class SotuChar(Task):
     metric = "val_bits_per_char"
     maximize = False
     batch_size = 16
-    epochs = 3
+    epochs = 1
 
     def __init__(self) -> None:
         alphabet, codes = np.unique(data.load("sotu")["text"], return_inverse=True)

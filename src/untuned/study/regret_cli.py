@@ -1,0 +1,64 @@
+"""The command `untuned regret`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def regret(
+    method: Annotated[
+        list[str] | None,
+        typer.Argument(help="Methods as in `untuned compare`, each at its default lr unless one is given; range-test."),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="Tasks: public, shipped (no download) or demo.")] = "shipped",
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task in place of the suite, as my_module:MyTask; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
+    fresh_baseline: Annotated[
+        bool, typer.Option("--fresh-baseline", help="Run tuned AdamW here, also where its runs come with the package.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default studies/regret-SUITE.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes of one thread each; by default one per core.")
+    ] = None,
+    retry_crashed: Annotated[bool, typer.Option("--retry-crashed", help="Run crashed runs again.")] = False,
+) -> None:
+    """What a default loses to a tuned AdamW: the share of the step budget, over a suite of tasks.
+
+    Prints a table and writes a report. The same folder keeps all methods that were ever asked for; a further one runs
+    only what is new.
+    """
+    from rich.console import Console
+
+    from untuned.study import regret as core
+    from untuned.study import regret_report
+    from untuned.study.config import StudyError, parse_methods
+    from untuned.study.execute import execute
+    from untuned.study.store import Store
+    from untuned.study.suites import SUITES
+
+    if not task and suite not in SUITES:
+        raise StudyError(f"no suite is called {suite!r}; there are {', '.join(SUITES)}")
+    names = list(task or SUITES[suite])
+    study, contenders = core.plan(names, parse_methods(",".join(method or core.DEFAULTS)), seeds, fresh=fresh_baseline)
+    folder = out or Path("studies") / f"regret-{'own' if task else suite}"
+    store = Store.create(folder, study, mended=retry_crashed)
+    core.remember(folder, contenders)
+    print(f"{len(store.study.runs())} runs in {folder}")
+    try:
+        execute(store, workers or os.cpu_count() or 1, retry_crashed=retry_crashed, more=core.untried)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    page = regret_report.write(folder)
+    Console().print(regret_report.table(core.load(folder)))
+    print(f"report: {page}")
+    crashed = list(store.statuses().values()).count("crashed")
+    if crashed:
+        from untuned.study.results import crashes
+
+        print(*crashes(store.runs().to_pylist()), sep="\n")
+        raise typer.Exit(1)
