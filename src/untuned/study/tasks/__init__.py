@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_type_hints
 
+from .cifar import CifarResNet20
 from .generation import FashionAutoencoder, FashionDiffusion
 from .helmholtz import HelmholtzPINN
 from .images import FashionCNN, FashionMLP, FashionViT, MnistMLP
@@ -32,6 +33,7 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "helmholtz-pinn": HelmholtzPINN,
     "cartpole-policy": CartPolePolicy,
     "mnist-mlp": MnistMLP,
+    "cifar-resnet20": CifarResNet20,
 }
 
 
@@ -56,8 +58,8 @@ def load(name: str) -> Task:
     unit = _positive(number) if slash else 1.0
     if known not in _TASKS or not unit:
         raise ValueError(
-            f"no task {name!r}; there are {', '.join(_TASKS)}, each also as NAME/30 with its parameters in units of 1/30, "
-            "or of 1 over another positive number, and your own as module:Class"
+            f"no task {name!r}; there are {', '.join(_TASKS)}, each also as NAME/30 with its parameters in units of "
+            "1/30, or of 1 over another positive number, and your own as module:Class"
         )
     task = _TASKS[known]()
     return InUnits(task, unit, name) if slash else task

@@ -105,7 +105,7 @@ class FashionDiffusion(Task):
 
 
 def _noisy(images: Tensor, indices: Iterator[Tensor] | list[Tensor], random: np.random.Generator) -> Iterator:
-    """For each index: noisy images (n, 1, 14, 14), their levels (n,), evenly spaced from a random one, and the noise."""
+    """For each index: noisy images (n, 1, 14, 14), their levels (n,), evenly spaced, and the noise."""
     for index in indices:
         clean = images.index_select(0, index)
         noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32))
