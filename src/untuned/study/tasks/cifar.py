@@ -22,7 +22,7 @@ class CifarResNet20(Classification):
     """
 
     name = "cifar-resnet20"
-    title = "ResNet-20 with batch norm, 69,000 parameters, on 4,000 CIFAR-10 images of 16 x 16 pixels"
+    title = "ResNet-20 with batch norm, 68,000 parameters, on 4,000 CIFAR-10 images of 16 x 16 pixels"
     metric = "val_accuracy"
     batch_size = 64
     epochs = 5
@@ -45,7 +45,7 @@ class CifarResNet20(Classification):
 def resnet20() -> nn.Module:
     """Three stages of three blocks: images (n, 3, 16, 16) to logits (n, 10).
 
-    The second norm of each block starts at 0, so that the block starts as its shortcut (Goyal et al., arXiv 1706.02677).
+    The second norm of each block starts at 0 and so the block as its shortcut (Goyal et al., arXiv 1706.02677).
     """
     widths = 8, 8, 8, 8, 16, 16, 16, 32, 32, 32
     blocks = (ResidualBlock(before, after) for before, after in pairwise(widths))
