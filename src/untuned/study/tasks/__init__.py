@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -9,10 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_type_hints
 
-from .images import FashionCNN, FashionMLP, MnistMLP
+from .cifar import CifarResNet20
+from .generation import FashionAutoencoder, FashionDiffusion
+from .helmholtz import HelmholtzPINN
+from .images import FashionCNN, FashionMLP, FashionViT, MnistMLP
 from .logistic import TABLES, LogisticRegression
+from .reinforcement import CartPolePolicy
 from .task import Task, evaluating, seeded, shuffled
 from .text import SotuChar
+from .units import InUnits
 
 __all__ = ["Task", "evaluating", "load", "names", "seeded", "shuffled"]
 
@@ -20,8 +26,14 @@ _TASKS: dict[str, Callable[[], Task]] = {
     **{f"logreg-{table}": partial(LogisticRegression, table) for table in TABLES},
     "fashion-mlp": FashionMLP,
     "fashion-cnn": FashionCNN,
+    "fashion-vit": FashionViT,
+    "fashion-autoencoder": FashionAutoencoder,
+    "fashion-diffusion": FashionDiffusion,
     "sotu-char": SotuChar,
+    "helmholtz-pinn": HelmholtzPINN,
+    "cartpole-policy": CartPolePolicy,
     "mnist-mlp": MnistMLP,
+    "cifar-resnet20": CifarResNet20,
 }
 
 
@@ -33,7 +45,8 @@ def names() -> list[str]:
 def load(name: str) -> Task:
     """The built-in task `name`, or the task class `MyTask` of a module that Python finds, written "my_module:MyTask".
 
-    The current directory is searched for modules too.
+    The current directory is searched for modules too. "NAME/30" is the built-in task NAME with its parameters stored in
+    units of 1/30, for any positive number: a method that needs no tuning reaches the same.
 
     Raises:
         ValueError: no such task or module, it raised something, or the class is no complete `Task`.
@@ -41,9 +54,24 @@ def load(name: str) -> Task:
     """
     if ":" in name:
         return _load_own(name)
-    if name not in _TASKS:
-        raise ValueError(f"no task {name!r}; there are {', '.join(_TASKS)}, and your own as module:Class")
-    return _TASKS[name]()
+    known, slash, number = name.partition("/")
+    unit = _positive(number) if slash else 1.0
+    if known not in _TASKS or not unit:
+        raise ValueError(
+            f"no task {name!r}; there are {', '.join(_TASKS)}, each also as NAME/30 with its parameters in units of "
+            "1/30, or of 1 over another positive number, and your own as module:Class"
+        )
+    task = _TASKS[known]()
+    return InUnits(task, unit, name) if slash else task
+
+
+def _positive(number: str) -> float:
+    """The positive finite number that is written there, or 0."""
+    try:
+        value = float(number)
+    except ValueError:
+        return 0.0
+    return value if 0 < value < math.inf else 0.0
 
 
 def _load_own(name: str) -> Task:

@@ -56,10 +56,11 @@ def _windows(codes: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with causal attention."""
+    """Pre-norm transformer block of width WIDTH; with `causal`, no position sees a later one."""
 
-    def __init__(self) -> None:
+    def __init__(self, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.norm_attention = nn.LayerNorm(WIDTH)
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
@@ -71,7 +72,7 @@ class Block(nn.Module):
         batch, length, _ = x.shape
         heads = self.qkv(self.norm_attention(x)).view(batch, length, 3, HEADS, WIDTH // HEADS)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 
@@ -83,7 +84,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(symbols, WIDTH)
         self.positions = nn.Parameter(torch.empty(CONTEXT, WIDTH))
-        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(Block(causal=True) for _ in range(BLOCKS)))
         self.norm = nn.LayerNorm(WIDTH)
         self.logits = nn.Linear(WIDTH, symbols)
         nn.init.normal_(self.characters.weight, std=0.02)
