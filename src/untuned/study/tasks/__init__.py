@@ -9,10 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_type_hints
 
+from .clicks import AdultEmbeddings
+from .glove import SotuGlove
 from .images import FashionCNN, FashionMLP, MnistMLP
 from .logistic import TABLES, LogisticRegression
 from .task import Task, evaluating, seeded, shuffled
 from .text import SotuChar
+from .translation import HelpTranslation
 
 __all__ = ["Task", "evaluating", "load", "names", "seeded", "shuffled"]
 
@@ -21,6 +24,9 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "fashion-mlp": FashionMLP,
     "fashion-cnn": FashionCNN,
     "sotu-char": SotuChar,
+    "help-translation": HelpTranslation,
+    "sotu-glove": SotuGlove,
+    "adult-embeddings": AdultEmbeddings,
     "mnist-mlp": MnistMLP,
 }
 
