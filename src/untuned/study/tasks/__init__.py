@@ -10,12 +10,14 @@ from functools import partial
 from typing import get_type_hints
 
 from .clicks import AdultEmbeddings
+from .finetuning import MiniLMFull, MiniLMLoRA
 from .glove import SotuGlove
 from .images import FashionCNN, FashionMLP, MnistMLP
 from .logistic import TABLES, LogisticRegression
 from .task import Task, evaluating, seeded, shuffled
 from .text import SotuChar
 from .translation import HelpTranslation
+from .words import PtbLSTM
 
 __all__ = ["Task", "evaluating", "load", "names", "seeded", "shuffled"]
 
@@ -27,6 +29,9 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "help-translation": HelpTranslation,
     "sotu-glove": SotuGlove,
     "adult-embeddings": AdultEmbeddings,
+    "ptb-lstm": PtbLSTM,
+    "minilm-lora": MiniLMLoRA,
+    "minilm-full": MiniLMFull,
     "mnist-mlp": MnistMLP,
 }
 
