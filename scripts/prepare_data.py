@@ -158,8 +158,18 @@ ADULT = Source(
 )
 # LibreOffice's help: 2,561 pages a language. The hash is that of all paragraphs of all pages, see `paragraphs`.
 HELP = {
-    "de": Source(APT, "libreoffice-help-de", {"./usr/share/libreoffice/help/de/text": "7159a6704f799bf14c939e18fa9a298bac2a9ab6d41fd7925e2c161b76d199c6"}, dict),
-    "en": Source(APT, "libreoffice-help-en-us", {"./usr/share/libreoffice/help/en-US/text": "b9f1e70642304359b101cf71ef53c1394d5caae86e58cd397dc7ea5c233eaa33"}, dict),
+    "de": Source(
+        APT,
+        "libreoffice-help-de",
+        {"./usr/share/libreoffice/help/de/text": "7159a6704f799bf14c939e18fa9a298bac2a9ab6d41fd7925e2c161b76d199c6"},
+        dict,
+    ),
+    "en": Source(
+        APT,
+        "libreoffice-help-en-us",
+        {"./usr/share/libreoffice/help/en-US/text": "b9f1e70642304359b101cf71ef53c1394d5caae86e58cd397dc7ea5c233eaa33"},
+        dict,
+    ),
 }
 GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
