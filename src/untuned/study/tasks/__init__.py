@@ -11,14 +11,19 @@ from functools import partial
 from typing import get_type_hints
 
 from .cifar import CifarResNet20
+from .clicks import AdultEmbeddings
+from .finetuning import MiniLMFull, MiniLMLoRA
 from .generation import FashionAutoencoder, FashionDiffusion
+from .glove import SotuGlove
 from .helmholtz import HelmholtzPINN
 from .images import FashionCNN, FashionMLP, FashionViT, MnistMLP
 from .logistic import TABLES, LogisticRegression
 from .reinforcement import CartPolePolicy
 from .task import Task, evaluating, seeded, shuffled
 from .text import SotuChar
+from .translation import HelpTranslation
 from .units import InUnits
+from .words import PtbLSTM
 
 __all__ = ["Task", "evaluating", "load", "names", "seeded", "shuffled"]
 
@@ -32,6 +37,12 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "sotu-char": SotuChar,
     "helmholtz-pinn": HelmholtzPINN,
     "cartpole-policy": CartPolePolicy,
+    "help-translation": HelpTranslation,
+    "sotu-glove": SotuGlove,
+    "adult-embeddings": AdultEmbeddings,
+    "ptb-lstm": PtbLSTM,
+    "minilm-lora": MiniLMLoRA,
+    "minilm-full": MiniLMFull,
     "mnist-mlp": MnistMLP,
     "cifar-resnet20": CifarResNet20,
 }
