@@ -161,7 +161,7 @@ def over_time(ax: Axes, what: str, curves: Mapping[str, Curve], looks: Mapping[s
 def plateaus(ax: Axes, grid: Sequence[float], summaries: Sequence[Summary], looks: Mapping[str, Style]) -> None:
     """The learning rates close to the method's own best (light bar) and to the best of all (solid bar), in decades."""
     _lr_axis(ax, grid)
-    _method_axis(ax, [looks[s.method] for s in summaries])
+    method_axis(ax, [looks[s.method] for s in summaries])
     across = ax.get_yaxis_transform()  # x in widths of the axes, y in data
     for row, s in enumerate(summaries):
         style = looks[s.method]
@@ -187,7 +187,7 @@ def plateaus(ax: Axes, grid: Sequence[float], summaries: Sequence[Summary], look
 
 def step_costs(ax: Axes, summaries: Sequence[Summary], looks: Mapping[str, Style]) -> None:
     """Microseconds of one optimizer step, and its ratio to the reference's."""
-    _method_axis(ax, [looks[s.method] for s in summaries])
+    method_axis(ax, [looks[s.method] for s in summaries])
     for row, s in enumerate(summaries):
         style, known = looks[s.method], not math.isnan(s.step_us)
         ax.barh(row, s.step_us if known else 0, 0.6, color=style.color, lw=0, gid=style.key)
@@ -221,12 +221,19 @@ def swatch(style: Style) -> str:
         return _inline(figure, style.label)
 
 
-def png(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]], key: Mapping[str, Style], note: str) -> None:
-    """All panels (title, drawing) side by side, at most three in a row, above one legend."""
+def png(
+    path: Path,
+    panels: Sequence[tuple[str, Callable[[Axes], None]]],
+    key: Mapping[str, Style],
+    note: str,
+    width: float = 6.2,
+    height: float = 4.3,
+) -> None:
+    """All panels (title, drawing) of `width` x `height` inches side by side, at most three in a row, above one legend."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(_RC):
-        figure = Figure(figsize=(6.2 * columns, 4.3 * rows + 0.7), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(width * columns, height * rows + 0.7), facecolor="white", layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, (title, draw) in zip(axes, panels, strict=False):
             draw(ax)
@@ -247,7 +254,7 @@ def _lr_axis(ax: Axes, grid: Sequence[float]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
 
 
-def _method_axis(ax: Axes, methods: Sequence[Style]) -> None:
+def method_axis(ax: Axes, methods: Sequence[Style]) -> None:
     ax.set_yticks(range(len(methods)), [style.label for style in methods])
     ax.set_ylim(len(methods) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)

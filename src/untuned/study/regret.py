@@ -35,7 +35,7 @@ from untuned.study.tuning import missing, on_grid
 
 REFERENCE = "adamw(schedule=linear, warmup=0.05)"
 HORIZONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0
-START = tuple(on_grid(k) for k in (-8, -6, -4, -2, 0))  # decades; the gaps and what lies beyond are added
+START = on_grid(-6), on_grid(-4)  # 1e-3 and 1e-2; the rest is added
 NEAR = 0.01
 BASELINE = Path(__file__).parent / "data" / "baseline.csv"
 DEFAULTS = ("adamw", "prodigy", "mechanic_adamw", "momo_adam", "range-test")
@@ -96,12 +96,17 @@ class Regrets:
 
 
 def plan(
-    task_names: Sequence[str], methods: Sequence[MethodSpec], seeds: int, *, fresh: bool = False
+    suite: Mapping[str, float | None], methods: Sequence[MethodSpec], seeds: int, *, fresh: bool = False
 ) -> tuple[Study, list[Contender]]:
-    """The study of contenders and, where no baseline is shipped or with `fresh`, of tuned AdamW. Raises StudyError."""
-    base = resolve(task_names, methods, (DEFAULT,), seeds)
+    """The study of contenders and, where no baseline is shipped or with `fresh`, of tuned AdamW. Raises StudyError.
+
+    `suite`: the epochs by task, None for the task's own.
+    """
+    base = resolve(list(suite), methods, (DEFAULT,), seeds)
+    entries = [task.model_copy(update={"epochs": suite[task.name] or task.epochs}) for task in base.tasks]
+    base = base.model_copy(update={"tasks": tuple(entries)})
     contenders = [Contender(m.label, lr, lr == m.default_lr) for m in base.methods for lr in m.lrs]
-    needed = [name for name in task_names if fresh or not shipped(name)]
+    needed = [task.name for task in entries if fresh or not shipped(task.name, task.epochs)]
     there = {entry.label: entry for entry in base.methods}
     for entry in _reference(needed):
         there[entry.label] = there[entry.label].grown(entry) if entry.label in there else entry
@@ -246,11 +251,11 @@ def _tuned(table: Mapping[float, Mapping[float, Sequence[float]]], untrained: fl
 COLUMNS = ("task", "code", "budget", "lr", "seed", "val_loss", "untrained")
 
 
-def code_of(task: str) -> str:
-    """A hash of a built-in task's code, model and number of batches: with another, shipped runs are not its own."""
+def code_of(task: str, epochs: float) -> str:
+    """A hash of a built-in task's code, model and number of steps: with another, shipped runs are not its own."""
     found = tasks.load(task)
     source = "".join(inspect.getsource(cls) for cls in type(found).__mro__ if cls.__module__.startswith("untuned."))
-    said = f"{source}{found.model(0)}{found.batch_size}{found.epochs}{sum(1 for _ in found.batches(0, 0))}"
+    said = f"{source}{found.model(0)}{found.batch_size} {epochs:g} {sum(1 for _ in found.batches(0, 0))}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -264,10 +269,10 @@ def _shipped_rows() -> dict[str, list[dict[str, str]]]:
     return dict(rows)
 
 
-def shipped(task: str) -> bool:
+def shipped(task: str, epochs: float) -> bool:
     """Whether the package holds tuned AdamW's runs of the task as it is now."""
     rows = _shipped_rows().get(task)
-    return rows is not None and rows[0]["code"] == code_of(task)
+    return rows is not None and rows[0]["code"] == code_of(task, epochs)
 
 
 def _baseline(task: str) -> Curve | None:
@@ -286,7 +291,7 @@ def export(store: Store, path: Path, head: str) -> None:
     rows = []
     for entry in store.study.methods:
         for task in entry.added:
-            code = code_of(task)
+            code = code_of(task, next(t.epochs for t in store.study.tasks if t.name == task))
             for lr in entry.rates(task):
                 for seed in store.study.seeds:
                     loss = losses[task, entry.label, lr, seed]

@@ -42,8 +42,8 @@ def regret(
 
     if not task and suite not in SUITES:
         raise StudyError(f"no suite is called {suite!r}; there are {', '.join(SUITES)}")
-    names = list(task or SUITES[suite])
-    study, contenders = core.plan(names, parse_methods(",".join(method or core.DEFAULTS)), seeds, fresh=fresh_baseline)
+    chosen = dict.fromkeys(task) if task else SUITES[suite]
+    study, contenders = core.plan(chosen, parse_methods(",".join(method or core.DEFAULTS)), seeds, fresh=fresh_baseline)
     folder = out or Path("studies") / f"regret-{'own' if task else suite}"
     store = Store.create(folder, study, mended=retry_crashed)
     core.remember(folder, contenders)

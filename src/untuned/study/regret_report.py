@@ -1,13 +1,11 @@
 """The report of `untuned regret`: a table, a picture that shows which default to take, and one for each task."""
 
 import csv
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -19,8 +17,7 @@ from rich.table import Table
 from untuned.study import aggregate, charts
 from untuned.study.charts import INK, Style
 from untuned.study.config import StudyError
-from untuned.study.horizons import Floats
-from untuned.study.regret import REFERENCE, Contender, Curve, Regrets, TaskRegret, load
+from untuned.study.regret import REFERENCE, Contender, Regrets, TaskRegret, load
 from untuned.study.stats import seed_mean
 
 WHAT = (
@@ -97,7 +94,15 @@ def _cells(row: Row, tasks: int) -> list[str]:
     ]
 
 
-HEADER = ["default", "mean regret", "95 % interval", "interquartile mean", "worst task", "better than tuned AdamW", "runs"]
+HEADER = [
+    "default",
+    "mean regret",
+    "95 % interval",
+    "interquartile mean",
+    "worst task",
+    "better than tuned AdamW",
+    "runs",
+]
 
 
 def table(regrets: Regrets) -> Table:
@@ -122,7 +127,7 @@ def write(folder: Path) -> Path:
         _write_tables(folder, regrets, rows)
         _write_picture(folder / "regret.png", regrets, rows, looks)
         page = folder / "regret.html"
-        page.write_text(_page(regrets, rows, looks), encoding="utf-8")
+        page.write_text(_page(folder, regrets, rows, looks), encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot write a report to {folder} ({error}); the runs are kept") from error
     return page
@@ -135,7 +140,9 @@ def _write_tables(folder: Path, regrets: Regrets, rows: list[Row]) -> None:
     tasks = [task.task for task in regrets.tasks]
     with (folder / "regret.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "lr", "mean", "low95", "high95", "iqm", "worst", "worst_task", "better", "n", *tasks])
+        writer.writerow(
+            ["method", "lr", "mean", "low95", "high95", "iqm", "worst", "worst_task", "better", "n", *tasks]
+        )
         for row in rows:
             low, high = row.interval or (math.nan, math.nan)
             numbers = [row.mean, low, high, row.iqm, row.worst]
@@ -150,7 +157,9 @@ def _write_tables(folder: Path, regrets: Regrets, rows: list[Row]) -> None:
                 exchange = task.curve.exchange if task.curve else None
                 for seed, loss, value in zip(regrets.study.seeds, task.finals[c], task.regrets[c], strict=True):
                     steps = float(exchange.effective(loss)) if exchange else math.nan
-                    writer.writerow([task.task, c.method, f"{c.lr:g}", seed, f"{loss:.6g}", f"{value:.4f}", f"{steps:.4g}"])
+                    writer.writerow(
+                        [task.task, c.method, f"{c.lr:g}", seed, f"{loss:.6g}", f"{value:.4f}", f"{steps:.4g}"]
+                    )
     (folder / "regret.md").write_text(markdown(regrets, rows), encoding="utf-8")
 
 
@@ -250,15 +259,14 @@ def _write_picture(path: Path, regrets: Regrets, rows: list[Row], looks: Mapping
         ("How often a default loses at most so much", partial(profile, regrets=regrets, rows=rows, looks=looks)),
     ]
     seeds = len(regrets.study.seeds)
-    note = f"dots: tasks (means over n = {seeds} seeds); diamond and line: mean with its 95 % interval over tasks and seeds"
+    note = f"dots: tasks (means over n = {seeds} seeds); diamond, line: mean, 95 % interval over tasks and seeds"
     charts.png(path, panels, looks, note, width=8.2, height=1.6 + 0.34 * max(len(rows), 8))
 
 
 # ---------------------------------------------------------------- the page
 
 
-def _page(regrets: Regrets, rows: list[Row], looks: Mapping[str, Style]) -> str:
-    tall = 1.3 + 0.32 * len(rows)
+def _page(folder: Path, regrets: Regrets, rows: list[Row], looks: Mapping[str, Style]) -> str:
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     template = Environment(loader=templates, autoescape=True, trim_blocks=True).get_template("regret.html.j2")
     best = next((row for row in rows if not math.isnan(row.mean)), None)
@@ -268,31 +276,37 @@ def _page(regrets: Regrets, rows: list[Row], looks: Mapping[str, Style]) -> str:
         if best
         else "No run has finished yet."
     )
-    reference = sum(t.curve is not None and t.curve.shipped for t in regrets.tasks)
+    styles = [looks[row.contender.label] for row in rows]
     return template.render(
         headline=headline,
         what=WHAT,
         reference=REFERENCE,
-        tasks=[(t, _draw(on_the_way, f"Where defaults end: {t.task}", 3.3, task=t, looks=looks)) for t in regrets.tasks],
         seeds=len(regrets.study.seeds),
-        shipped=reference,
-        overview=_draw(overview, "Regret by default", tall, rows=rows, looks=looks),
-        profile=_draw(profile, "Performance profile", 3.7, regrets=regrets, rows=rows, looks=looks),
+        shipped=sum(t.curve is not None and t.curve.shipped for t in regrets.tasks),
+        missing=sum(int(np.isnan(regrets.scores(c)).sum()) for c in regrets.contenders),
         methods=[(style, Markup(charts.swatch(style))) for style in looks.values()],
-        header=HEADER,
-        rows=[(looks[row.contender.label], _cells(row, len(regrets.tasks))) for row in rows],
-        by_task=[
-            (t.title, t.task, [(looks[r.contender.label], percent(r.by_task[t.task])) for r in rows])
+        overview=_draw(partial(overview, rows=rows, looks=looks), "Regret by default", 1.3 + 0.32 * len(rows)),
+        profile=_draw(partial(profile, regrets=regrets, rows=rows, looks=looks), "Performance profile", 3.7),
+        tasks=[
+            (t, _draw(partial(on_the_way, task=t, looks=looks), f"Where defaults end: {t.task}", 3.3))
             for t in regrets.tasks
         ],
-        names=[row.contender.label for row in rows],
-        reference_rows=[(t, _reference(t.curve)) for t in regrets.tasks],
-        missing=sum(int(np.isnan(regrets.scores(c)).sum()) for c in regrets.contenders),
+        header=HEADER,
+        rows=[(style, _cells(row, len(regrets.tasks))) for style, row in zip(styles, rows, strict=True)],
+        by_task=[
+            (t, [(style, percent(row.by_task[t.task])) for style, row in zip(styles, rows, strict=True)])
+            for t in regrets.tasks
+        ],
+        curves=[
+            (t, t.curve, zip(t.curve.horizons, t.curve.losses, t.curve.lrs, strict=True))
+            for t in regrets.tasks
+            if t.curve
+        ],
         minutes=sum(float(row["seconds"] or 0) for row in regrets.rows) / 60,  # pyright: ignore[reportArgumentType]
-        machines=sorted({_machine(str(row["machine"])) for row in regrets.rows}),
-        command=_command(regrets.study and Path()),
+        machines=sorted({str(json.loads(str(row["machine"])).get("processor")) for row in regrets.rows}),
+        command=last_command(folder),
     )
 
 
-def _draw(chart: object, name: str, height: float, **data: object) -> Markup:
-    return Markup(charts.svg(partial(chart, **data), name, height))  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _draw(chart: Callable[[Axes], None], name: str, height: float) -> Markup:
+    return Markup(charts.svg(chart, name, height))
