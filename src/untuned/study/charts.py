@@ -229,7 +229,7 @@ def png(
     width: float = 6.2,
     height: float = 4.3,
 ) -> None:
-    """All panels (title, drawing) of `width` x `height` inches side by side, at most three in a row, above one legend."""
+    """Panels (title, drawing) of `width` x `height` inches side by side, at most three in a row, above one legend."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(_RC):

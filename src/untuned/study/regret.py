@@ -28,7 +28,7 @@ from untuned.schedules.tables import replace
 from untuned.study import tasks
 from untuned.study.config import DEFAULT, MethodEntry, Study, StudyError, parse_methods, resolve
 from untuned.study.horizons import ExchangeRate, Floats, fit_exchange_rate, share_reached
-from untuned.study.methods import MethodSpec
+from untuned.study.methods import RANGE_TEST, MethodSpec
 from untuned.study.stats import seed_mean
 from untuned.study.store import Store
 from untuned.study.tuning import missing, on_grid
@@ -40,6 +40,7 @@ NEAR = 0.01
 BASELINE = Path(__file__).parent / "data" / "baseline.csv"
 DEFAULTS = ("adamw", "prodigy", "mechanic_adamw", "momo_adam", "range-test")
 CONTENDERS = "contenders.json"
+SHORT_OF = {RANGE_TEST: "range-test"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Contender:
     def label(self) -> str:
         """As people write it: with the lr if that is not the default."""
         if self.default:
-            return self.method
+            return SHORT_OF.get(self.method, self.method)
         inner = f"lr={self.lr:g}"
         return f"{self.method[:-1]}, {inner})" if self.method.endswith(")") else f"{self.method}({inner})"
 

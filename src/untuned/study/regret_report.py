@@ -1,6 +1,7 @@
 """The report of `untuned regret`: a table, a picture that shows which default to take, and one for each task."""
 
 import csv
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rich.table import Table
 from untuned.study import aggregate, charts
 from untuned.study.charts import INK, Style
 from untuned.study.config import StudyError
+from untuned.study.execute import last_command
 from untuned.study.regret import REFERENCE, Contender, Regrets, TaskRegret, load
 from untuned.study.stats import seed_mean
 
