@@ -11,7 +11,7 @@ LOOKED_AT = {
     "fashion-autoencoder": None,
     "sotu-char": None,
     "sotu-glove": None,
-    "adult-embeddings": 5.0,
+    "adult-embeddings": None,
     "helmholtz-pinn": None,
     "fashion-cnn/30": 8.0,
 }

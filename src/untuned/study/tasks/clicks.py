@@ -18,8 +18,8 @@ class AdultEmbeddings(InMemory):
     title = "Embeddings of 8 columns and 6 numbers into an MLP 70-128-64-1 on 12,000 rows of Adult"
     metric = "val_loss"
     maximize = False
-    batch_size = 512
-    epochs = 10
+    batch_size = 64
+    epochs = 2
 
     def __init__(self) -> None:
         arrays = data.load("adult-slice")

@@ -84,5 +84,5 @@ class EncoderDecoder(nn.Module):
         memory = self.encoder_norm(x)
         y = self.target_words(target) + self.positions[: target.shape[1]]
         for block in self.decoder:
-            y = block(y, memory, tgt_mask=later, tgt_is_causal=True, memory_key_padding_mask=absent)
+            y = block(y, memory, tgt_mask=later, memory_key_padding_mask=absent)
         return self.logits(self.decoder_norm(y)[wanted])
