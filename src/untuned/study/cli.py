@@ -14,14 +14,12 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'untuned: {missing.name} is missing; run: pip install "untuned[study]"') from None
 
 from untuned.study.check import check
+from untuned.study.commands import Out, RetryCrashed, Workers, exit_if_crashed, run_study
+from untuned.study.compare_cli import compare
 from untuned.study.regret_cli import regret
 from untuned.study.schedule_cli import schedule
 from untuned.study.study_cli import study
-
-if TYPE_CHECKING:
-    from untuned.study.config import Study
-    from untuned.study.execute import Rates
-    from untuned.study.store import Store
+from untuned.study.watch import watch
 
 app = typer.Typer(
     help="Optimizers with momentum and without a learning rate to tune, compared on real tasks.",
@@ -36,12 +34,6 @@ replay = typer.Typer(
 app.add_typer(replay, name="replay")
 app.add_typer(study, name="study")
 app.add_typer(schedule, name="schedule")
-
-Out = Annotated[Path | None, typer.Option(help="Folder of the results; by default one named after the study.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Worker processes of one thread each; by default one per core.")
-]
-RetryCrashed = Annotated[bool, typer.Option("--retry-crashed", help="Run crashed runs again.")]
 
 
 def _version(wanted: bool) -> None:
@@ -61,85 +53,14 @@ def _app(
     pass
 
 
-@app.command()
-def compare(
-    task: Annotated[
-        list[str] | None,
-        typer.Argument(help="Names from `untuned list`, my_module:MyTask, or a file study.toml. By default two tasks."),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Methods with options, compositions, other packages' optimizers; by default six methods."),
-    ] = None,
-    lr: Annotated[
-        str | None,
-        typer.Option(
-            help="Learning rates: 1e-3,1e-2 or LOW:HIGH:COUNT, spaced evenly in log; `default` is each method's own."
-            " By default default,1e-4:1e2:7."
-        ),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, by default 3.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Epochs of a run; by default the task's own, 10 if none is named.")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="Of methods that name none: linear, cosine, wsd(decay=0.1), refined('file'), ...")
-    ] = None,
-    warmup: Annotated[float | None, typer.Option(help="Part of a run for linear warm-up, as 0.05.")] = None,
-    tune: Annotated[
-        bool | None, typer.Option("--tune", help="Add learning rates until each neighbour of a near-best one has run.")
-    ] = None,
-    stop_hopeless: Annotated[
-        bool | None,
-        typer.Option("--stop-hopeless", help="Stop runs worse than the untrained model after a quarter of the steps."),
-    ] = None,
-    out: Out = None,
-    workers: Workers = None,
-    retry_crashed: RetryCrashed = False,
-    record_norms: Annotated[
-        bool, typer.Option("--record-norms", help="Log each step's gradient norms, for `untuned schedule`.")
-    ] = False,
-) -> None:
-    """Run methods x learning rates x seeds on tasks and write a report.
-
-    The same command again goes on where an earlier one was stopped, and one with more tasks, methods, learning rates or
-    seeds and the same --out runs only what is new. Methods: adam(betas=(0.9, 0.95)), prodigy(schedule=linear),
-    compose(adam, momo, schedule_free), torch.optim:NAdam, adamw(lr=range_test(steps=60)), joined by commas. An lr
-    option of a method, as in prodigy(lr=1.0) or adam(lr=(1e-4, 1e-3)), replaces --lr for it.
-    """
-    from untuned.study import execute, report
-    from untuned.study.request import Request
-
-    request = Request.of(
-        task or [],
-        methods=methods,
-        lr=lr,
-        seeds=seeds,
-        budget=budget,
-        schedule=schedule,
-        warmup=warmup,
-        tune=tune,
-        stop_hopeless=stop_hopeless,
-    )
-    study = request.resolve()
-    name = "+".join(request.tasks).replace(":", ".").replace("/", "-in-")[:60]
-    more = execute.untried if request.tune else None
-    folder = out or Path("studies") / f"{name}-{study.id[:8]}"
-    store = _run(study, folder, workers, retry_crashed, record_norms, more)
-    print(f"report: {report.write(store.folder)}")
-    if record_norms:
-        print(f"norms: {store.folder / 'norms'}, a folder for each run that was made now")
-    _exit_if_crashed(store)
-
-
 @replay.command("momo-mnist")
 def replay_momo_mnist(out: Out = None, workers: Workers = None, retry_crashed: RetryCrashed = False) -> None:
     """SGD, MoMo, Adam and MoMo-Adam on MNIST: arXiv 2305.07583, 75 runs."""
     from untuned.study import replay
 
-    store = _run(replay.momo_mnist(), out or Path("studies") / "momo-mnist", workers, retry_crashed)
+    store = run_study(replay.momo_mnist(), out or Path("studies") / "momo-mnist", workers, retry_crashed)
     print(replay.write_momo_mnist(store))
-    _exit_if_crashed(store)
+    exit_if_crashed(store)
 
 
 @replay.command("logreg12")
@@ -160,9 +81,9 @@ def replay_logreg12(
     from untuned.study.config import parse_methods
 
     study = replay.logreg12([word for word in sets.split(",") if word], parse_methods(methods), seeds)
-    store = _run(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
+    store = run_study(study, out or Path("studies") / f"logreg12-{study.id[:8]}", workers, retry_crashed)
     print(replay.write_logreg12(store))
-    _exit_if_crashed(store)
+    exit_if_crashed(store)
 
 
 @app.command()
@@ -213,8 +134,8 @@ def bench(
         raise typer.Exit(1)
 
 
-app.command()(check)
-app.command()(regret)
+for command in (compare, regret, watch, check):
+    app.command()(command)
 
 
 @app.command()
@@ -311,37 +232,6 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _run(
-    study: "Study",
-    folder: Path,
-    workers: int | None,
-    retry_crashed: bool,
-    norms: bool = False,
-    more: "Callable[[Store], Rates] | None" = None,
-) -> "Store":
-    from untuned.study.execute import execute
-    from untuned.study.store import Store
-
-    store = Store.create(folder, study, mended=retry_crashed)
-    print(f"{len(store.study.runs())} runs in {folder}")
-    try:
-        execute(store, workers or os.cpu_count() or 1, retry_crashed=retry_crashed, norms=norms, more=more)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    return store
-
-
-def _exit_if_crashed(store: "Store") -> None:
-    from untuned.study.results import crashes
-
-    crashed = list(store.statuses().values()).count("crashed")
-    if crashed:
-        print(*crashes(store.runs().to_pylist()), sep="\n")
-        print(f"crashed runs: {crashed}; ledger.sqlite holds the tracebacks, --retry-crashed runs them again")
-        raise typer.Exit(1)
 
 
 def main() -> None:

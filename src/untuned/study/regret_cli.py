@@ -20,11 +20,10 @@ def regret(
     fresh_baseline: Annotated[
         bool, typer.Option("--fresh-baseline", help="Run tuned AdamW here, also where its runs come with the package.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default studies/regret-SUITE.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes of one thread each; by default one per core.")
-    ] = None,
-    retry_crashed: Annotated[bool, typer.Option("--retry-crashed", help="Run crashed runs again.")] = False,
+    out: Out = None,
+    workers: Workers = None,
+    on: On = Where.processes,
+    retry_crashed: RetryCrashed = False,
 ) -> None:
     """What a default loses to a tuned AdamW: the share of the step budget, over a suite of tasks.
 
@@ -45,20 +44,8 @@ def regret(
     chosen = dict.fromkeys(task) if task else SUITES[suite]
     study, contenders = core.plan(chosen, parse_methods(",".join(method or core.DEFAULTS)), seeds, fresh=fresh_baseline)
     folder = out or Path("studies") / f"regret-{'own' if task else suite}"
-    store = Store.create(folder, study, mended=retry_crashed)
-    core.remember(folder, contenders)
-    print(f"{len(store.study.runs())} runs in {folder}")
-    try:
-        execute(store, workers or os.cpu_count() or 1, retry_crashed=retry_crashed, more=core.untried)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+    store = run_study(study, folder, workers, retry_crashed, more=core.untried, on=on, contenders)
     page = regret_report.write(folder)
     Console().print(regret_report.table(core.load(folder)))
     print(f"report: {page}")
-    crashed = list(store.statuses().values()).count("crashed")
-    if crashed:
-        from untuned.study.results import crashes
-
-        print(*crashes(store.runs().to_pylist()), sep="\n")
-        raise typer.Exit(1)
+    exit_if_crashed(store)
