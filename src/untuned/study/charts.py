@@ -214,14 +214,23 @@ def default_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) ->
                 [s.mean, s.default.mean if s.default else s.mean], [row] * 2, color=style.color, lw=1, gid=style.key
             )
             ax.plot(s.mean, row, style.marker, mfc="none", color=style.color, mew=1.5, ms=11, gid=tip)
-        for x, text, weight in (
-            (1.19, f"{defaults[s.method]:g}" if defaults[s.method] else "–", "normal"),
-            (1.36, metric.text(s.default.mean) if s.default else result.absent.get(s.method, "not run"), "bold"),
-            (1.52, metric.text(s.mean), "normal"),
-        ):
-            ax.text(x, row, text, transform=across, ha="right", va="center", weight=weight, gid=style.key)
-    for x, text in ((1.19, "default\nlr"), (1.36, "result\nthere"), (1.52, "best\nof grid")):
-        ax.text(x, 1.0, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=8)
+        lr, there = defaults[s.method], s.default
+        cells = [
+            ("–" if lr is None else f"{lr:g}", "normal"),
+            (metric.text(there.mean) if there else result.absent.get(s.method, "not run"), "bold"),
+            (metric.text(s.mean), "normal"),
+        ]
+        _beside(ax, row, cells, style.key)
+    _beside(ax, None, [(text, "normal") for text in ("default\nlr", "result\nthere", "best\nof grid")])
+
+
+def _beside(ax: Axes, row: int | None, cells: Sequence[tuple[str, str]], key: str | None = None) -> None:
+    """Columns of (text, weight) right of the axes: in a row, or as heads above."""
+    for x, (text, weight) in zip((40, 86, 126), cells, strict=False):
+        place = {"xytext": (x, 0 if row is not None else 2), "textcoords": "offset points", "ha": "right"}
+        place |= {"va": "center", "weight": weight, "gid": key} if row is not None else {"va": "bottom", "fontsize": 8}
+        where = ax.get_yaxis_transform() if row is not None else ax.transAxes
+        ax.annotate(text, (1, 1 if row is None else row), xycoords=where, **place)
 
 
 def _at_default(ax: Axes, row: int, at: AtRate, style: Style, text: Callable[[float], str]) -> None:
@@ -249,14 +258,22 @@ def over_time(ax: Axes, what: str, curves: Mapping[str, Curve], looks: Mapping[s
     ax.set_xlabel("epoch")
     ax.set_ylabel(what)
     ax.margins(x=0.02)
+    means: list[float] = []
     for method, curve in curves.items():
         style = looks[method]
         _line(ax, curve.epoch, curve.mean, curve.band, style)
+        means += [curve.mean.min(), curve.mean.max()] if len(curve.mean) else []
         some = slice(None, None, -max(1, len(curve.epoch) // 6))
         ax.plot(curve.epoch[some], curve.mean[some], style.marker, color=style.color, ms=4.5, gid=style.key)
     low, high = ax.get_ylim()
+    if means:  # a band over seeds may reach orders of magnitude further than any mean
+        low, high = max(low, min(means) / 4), min(high, 4 * max(means))
+        ax.set_ylim(low, high)
     narrow = high / low < 200
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    if high / low < 12:  # hardly a power of ten in it
+        ax.set_yticks(_ticks(0.13 * math.log(high / low), math.log(low), math.log(high), np.exp, np.log))
+    else:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if narrow else power(value)))
     _name_lines(ax, [(curve.epoch, curve.mean, looks[method]) for method, curve in curves.items()])
@@ -283,10 +300,9 @@ def plateaus(ax: Axes, grid: Sequence[float], summaries: Sequence[Summary], look
         else:
             why = "no better than chance" if s.runs else "no runs"
             ax.text(0.5, row, why, transform=across, ha="center", va="center", style="italic", gid=style.key)
-        for x, plateau, weight in ((1.15, s.own, "normal"), (1.3, s.overall, "bold")):
-            ax.text(x, row, decades(plateau), transform=across, ha="right", va="center", weight=weight, gid=style.key)
-    for x, text in ((1.15, "own\nbest"), (1.3, "best\nof all")):
-        ax.text(x, 1.0, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=8)
+        cells = [(decades(s.own), "normal"), (decades(s.overall), "bold")]
+        _beside(ax, row, cells, style.key)
+    _beside(ax, None, [("own\nbest", "normal"), ("best\nof all", "normal")])
 
 
 def step_costs(ax: Axes, summaries: Sequence[Summary], looks: Mapping[str, Style]) -> None:
@@ -304,13 +320,13 @@ def step_costs(ax: Axes, summaries: Sequence[Summary], looks: Mapping[str, Style
 
 
 def svg(draw: Callable[[Axes], None], description: str, height: float) -> str:
-    """Draw on axes of 5.8 x `height` inches and return an <svg> element.
+    """Draw on axes of 5.3 x `height` inches and return an <svg> element.
 
     Its ink is `currentColor`. An artist with the gid "KEY" or "KEY|TEXT" becomes a group with `data-method="KEY"`
     and the tooltip TEXT.
     """
     with mpl.rc_context(_RC):
-        figure = Figure(figsize=(5.8, height), layout="constrained")
+        figure = Figure(figsize=(5.3, height), layout="constrained")
         draw(figure.add_subplot())
         return _inline(figure, description)
 
@@ -383,15 +399,22 @@ def _metric_axis(ax: Axes, which: Literal["x", "y"], metric: Metric, worst: floa
     low, high = -1.07 * span, 0.06 * span
     limit(float(value_of(low)), float(value_of(high)))
     label(metric.unit + ("" if metric.maximize else ", lower is better"))
-    gap = (0.07 if which == "y" else 0.11) * (high - low)
-    ticks, place = [], high
-    while place > low:
-        ticks.append(_roundest(*value_of([max(place - gap, low), place])))
-        place = float(goodness(ticks[-1])) - gap
+    ticks = _ticks((0.07 if which == "y" else 0.11) * (high - low), low, high, value_of, goodness)
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_ticks(ticks)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value if metric.percent else value:.6g}"))
+
+
+def _ticks(
+    gap: float, low: float, high: float, value_of: Callable[[Any], Any], place_of: Callable[[Any], Any]
+) -> list[float]:
+    """Round values, the highest place first, at least `gap` apart on an axis that maps values to places."""
+    ticks, place = [], high
+    while place > low:
+        ticks.append(_roundest(*value_of(np.array([max(place - gap, low), place]))))
+        place = float(place_of(ticks[-1])) - gap
+    return ticks
 
 
 def _roundest(a: float, b: float) -> float:

@@ -12,7 +12,7 @@ Names = Mapping[str, str]  # what people read, by method
 def headline(results: Results, names: Names) -> str:
     """What methods get at their default lr beside tuned Adam; without such runs, how wide a range of lr works.
 
-    One finding for a single task, one each for two or three, and a count of tasks for more.
+    With results of one task to three, and a count of tasks for more.
     """
     crashed = sum(row["status"] == "crashed" for row in results.ledger.values())
     if crashed and not results.finished:
@@ -24,6 +24,8 @@ def headline(results: Results, names: Names) -> str:
         return _of_many(tasks, names)
     if len(results.tasks) == 1:
         return _of_one(tasks[0], names)
+    if any(s.default for t in tasks for s in t.summaries):
+        return _of_few(tasks, names)
     return " ".join(f"{t.task.name}: {_of_one(t, names)}" for t in tasks)
 
 
@@ -51,12 +53,38 @@ def _at_default(t: TaskResult, names: Names) -> str:
     tuned = _reference(t.summaries, t.metric)
     if tuned is None:
         return said + "."
-    value = text(tuned.mean) + (" %" if t.metric.percent else "")
+    value = _short(t.metric, tuned.mean)
     if leaders == [tuned]:
         if tuned.default and text(tuned.default.mean) == text(tuned.mean):
             return said + f"; none of its {tuned.tried} learning rates does better."
         return said + f"; with the best of its {tuned.tried} learning rates at {value}."
     return said + f"; {names[tuned.method]} with the best of {tuned.tried} learning rates at {value}."
+
+
+def _of_few(of: Sequence[TaskResult], names: Names) -> str:
+    """The best default on each of two or three tasks, and what tuned Adam gets there."""
+    there = []  # (method or None, what a reader sees) by task
+    for t in of:
+        learned = [(s.method, s.default) for s in t.summaries if s.default and s.default.learned]
+        better = max if t.metric.maximize else min
+        method, at = better(learned, key=lambda it: it[1].mean, default=(None, None))
+        there.append((method, f"{t.task.name} ({_short(t.metric, at.mean)})" if at else t.task.name))
+    ran = {s.method for t in of for s in t.summaries if s.default}
+    leaders = {method: [text for found, text in there if found == method] for method, _ in there}
+    said = [f"{names[method]} on {_and(tasks)}" for method, tasks in leaders.items() if method]
+    said += [f"none beats chance on {_and(tasks)}" for method, tasks in leaders.items() if not method]
+    if len(ran) == 1 and len(leaders) == 1 and None not in leaders:
+        text = f"At its default lr, {names[next(iter(ran))]} ends at " + _and(
+            [f"{_short(t.metric, s.default.mean)} on {t.task.name}" for t in of for s in t.summaries if s.default]
+        )
+    else:
+        text = f"Best of {len(ran)} at {'its' if len(ran) == 1 else 'their'} default lr: {_and(said)}"
+    references = [_reference(t.summaries, t.metric) for t in of]
+    if (tuned := references[0]) and all(r and r.method == tuned.method for r in references):
+        values = _and([_short(t.metric, r.mean) for t, r in zip(of, references, strict=True) if r])
+        its = "" if len(names) == 1 else f"{names[tuned.method]} "
+        text += f"; {its}with the best of its learning rates {'gets ' if its else ''}{values}"
+    return text + "."
 
 
 def _best(t: TaskResult, names: Names) -> str:
@@ -145,6 +173,10 @@ def _reference(summaries: Sequence[Summary], metric: Metric) -> Summary | None:
             if s.method == name or s.method.startswith(f"{name}("):
                 return s
     return (max if metric.maximize else min)(tuned, key=lambda s: s.mean, default=None)
+
+
+def _short(metric: Metric, value: float) -> str:
+    return metric.text(value) + (" %" if metric.percent else "")
 
 
 def _value(metric: Metric, value: float) -> str:

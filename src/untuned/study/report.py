@@ -160,7 +160,7 @@ def _default_cells(lr: float | None, s: Summary) -> list[Any]:
 def _columns(result: TaskResult) -> list[tuple[str, str]]:
     """Header of the table that the page and the Markdown share: what it is about, and the column."""
     ends = f"final {result.metric.unit}"
-    default, best, works = "at the default lr", "at the best lr", f"decades of lr within {result.metric.close} of"
+    default, best, works = "at the default lr", "at the best lr", f"decades within {result.metric.close} of"
     own, overall = ("own best", "best of all")
     return [("", "method"), (default, "lr"), (default, ends), (default, "n"), (default, "95 % interval"),
             (best, "lr"), (best, ends), (best, "n"), (best, "95 % interval"),
@@ -293,7 +293,7 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
 
 
 def _task(result: TaskResult, lrs: Sequence[float], looks: Mapping[str, Style]) -> dict[str, Any]:
-    def draw(chart: Callable[..., None], name: str, height: float = 3.7, **data: Any) -> Markup:
+    def draw(chart: Callable[..., None], name: str, height: float = 3.5, **data: Any) -> Markup:
         if result.nothing:
             return Markup()
         return Markup(charts.svg(partial(chart, looks=looks, **data), f"{name}: {result.task.title}", height))
