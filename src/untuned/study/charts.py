@@ -202,7 +202,6 @@ def default_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) ->
     top = sign * max((sign * s.mean for s in rows if s.n), default=math.nan)
     if not math.isnan(top):
         ax.axvspan(top - sign * metric.tolerance, top, color=INK, alpha=0.13, lw=0)
-    across = ax.get_yaxis_transform()  # x in widths of the axes, y in data
     defaults = {o.method: o.default_lr for o in result.outcomes}
     for row, s in enumerate(rows):
         style = looks[s.method]
