@@ -5,20 +5,25 @@ import io
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from untuned.study import charts
 from untuned.study.charts import Style, decades, power
-from untuned.study.config import MethodEntry, StudyError, label
+from untuned.study.config import MethodEntry, Study, StudyError, label
+from untuned.study.headline import headline
 from untuned.study.results import Results, TaskResult, crashes, load
 from untuned.study.stats import Summary
 
@@ -38,7 +43,7 @@ def write(folder: Path) -> Path:
 
 
 def _write(folder: Path, results: Results) -> Path:
-    looks = charts.styles({m.label: _display(m) for m in results.study.methods})
+    looks = charts.styles(names(results.study))
     _write_tables(folder / "tables", results)
     charts.png(
         folder / "report.png",
@@ -54,11 +59,16 @@ def _write(folder: Path, results: Results) -> Path:
         looks,
         f"mean and range over {_seeds(results)};  ×: diverged;  grey: close to the best of all methods",
     )
+    page = folder / "report.html"
+    page.write_text(html(results), encoding="utf-8")
+    return page
+
+
+def html(results: Results) -> str:
+    """The page, which loads nothing and needs no script."""
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     template = Environment(loader=templates, autoescape=True, trim_blocks=True).get_template("report.html.j2")
-    page = folder / "report.html"
-    page.write_text(template.render(_page(results, looks)), encoding="utf-8")
-    return page
+    return template.render(_page(results, charts.styles(names(results.study))))
 
 
 # Tables
@@ -95,12 +105,14 @@ def _write_tables(folder: Path, results: Results) -> None:
         ],
     )
     summaries = [(t, s) for t in results.tasks for s in t.summaries]
+    defaults = {m.label: m.default_lr for m in results.study.methods}
     plateau = ["decades", "low", "high", "lower_bound"]
     _csv(
         folder / "summary.csv",
         ["task", "method", "metric", "best_lr", "mean", "n", "low95", "high95", "tolerance"]
         + [f"{which}_{column}" for which in ("own", "overall") for column in plateau]
-        + ["diverged", "runs"],
+        + ["diverged", "runs", "lrs", "default_lr", "default_mean", "default_n", "default_low95", "default_high95"]
+        + ["default_diverged", "state_bytes"],
         [
             [
                 t.task.name,
@@ -117,7 +129,7 @@ def _write_tables(folder: Path, results: Results) -> None:
                 for p in (s.own, s.overall)
                 for v in ((p.decades, p.low, p.high, p.censored) if p else (0, "", "", False))
             ]
-            + [s.diverged, s.runs]
+            + [s.diverged, s.runs, s.tried, *_default_cells(defaults[s.method], s), s.state_bytes]
             for t, s in summaries
         ],
     )
@@ -140,20 +152,34 @@ def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _columns(result: TaskResult) -> list[str]:
-    """Header of the table that the page and the Markdown share."""
-    own, overall = (f"decades of lr within {result.metric.close} of {whose}" for whose in ("own best", "best of all"))
-    return ["method", "best lr", f"final {result.metric.unit}", "n", "95 % interval", own, overall, "diverged runs"]
+def _default_cells(lr: float | None, s: Summary) -> list[Any]:
+    at = s.default
+    return ["" if lr is None else lr, *((at.mean, at.n, *(at.interval or ("", "")), at.diverged) if at else [""] * 5)]
 
 
-def _cells(result: TaskResult, s: Summary) -> list[str]:
-    text = result.metric.text
+def _columns(result: TaskResult) -> list[tuple[str, str]]:
+    """Header of the table that the page and the Markdown share: what it is about, and the column."""
+    ends = f"final {result.metric.unit}"
+    default, best, works = "at the default lr", "at the best lr", f"decades within {result.metric.close} of"
+    own, overall = ("own best", "best of all")
+    return [("", "method"), (default, "lr"), (default, ends), (default, "n"), (default, "95 % interval"),
+            (best, "lr"), (best, ends), (best, "n"), (best, "95 % interval"),
+            (works, own), (works, overall), ("", "diverged runs")]  # fmt: skip
+
+
+def _cells(result: TaskResult, s: Summary, name: str) -> list[str]:
+    def ends(mean: float, n: int, interval: tuple[float, float] | None) -> list[str]:
+        between = f"{text(interval[0])} to {text(interval[1])}" if interval else "none (n = 1)" if n else "–"
+        return [text(mean), str(n), between]
+
+    text, at = result.metric.text, s.default
+    lr = next(o.default_lr for o in result.outcomes if o.method == s.method)
     return [
-        s.method,
+        name,
+        "–" if lr is None else f"{lr:g}",
+        *(ends(at.mean, at.n, at.interval) if at else [result.absent.get(s.method, "not run"), "0", "–"]),
         "–" if math.isnan(s.best_lr) else f"{s.best_lr:g}",
-        text(s.mean),
-        str(s.n),
-        f"{text(s.interval[0])} to {text(s.interval[1])}" if s.interval else "none (n = 1)" if s.n else "–",
+        *ends(s.mean, s.n, s.interval),
         decades(s.own),
         decades(s.overall),
         f"{s.diverged} of {s.runs}",
@@ -161,15 +187,58 @@ def _cells(result: TaskResult, s: Summary) -> list[str]:
 
 
 def _markdown(result: TaskResult) -> str:
-    header = _columns(result)
-    rows = [header, ["---"] * len(header), *(_cells(result, s) for s in result.summaries)]
+    header = [column if not about else f"{about}: {column}" for about, column in _columns(result)]
+    rows = [header, ["---"] * len(header), *(_cells(result, s, s.method) for s in result.summaries)]
     return f"### {result.task.title}\n\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def summary_tables(results: Results) -> list[Table]:
+    """A table per task for the terminal: what each method gets at its default lr and at its best, and what it costs."""
+    shown = names(results.study)
+    tables = []
+    for t in results.tasks:
+        if t.nothing:
+            continue
+        note = f"mean over {_seeds(results)}; best: of the learning rates tried, chosen on the same runs"
+        table = Table(box=box.SIMPLE_HEAD, title=escape(f"{t.task.title}: {t.metric.unit}"), caption=note)
+        table.title_justify = table.caption_justify = "left"
+        table.add_column("method", overflow="fold")
+        for column in ("default lr", "result there", "best lr", "best", "decades", "diverged", "step"):
+            table.add_column(column, justify="right")
+        for s in t.summaries:
+            cells = _cells(t, s, shown[s.method])
+            step = "–" if math.isnan(s.step_us) else f"{s.step_us:.0f} µs"
+            table.add_row(*(escape(cells[i]) for i in (0, 1, 2, 5, 6, 9, 11)), step)
+        tables.append(table)
+    return tables
 
 
 # The page
 
 
-def _display(of: MethodEntry) -> str:
+def shared(study: Study) -> tuple[str | None, float | None]:
+    """The schedule and the warm-up that all methods have in common, None where they differ."""
+    schedules, warmups = {m.schedule for m in study.methods}, {m.warmup for m in study.methods}
+    return schedules.pop() if len(schedules) == 1 else None, warmups.pop() if len(warmups) == 1 else None
+
+
+def names(study: Study) -> dict[str, str]:
+    """What people read, by method: without the schedule and the warm-up that all methods share."""
+    schedule, warmup = shared(study)
+    return {
+        m.label: _display(m, "" if schedule is not None else m.schedule, 0.0 if warmup is not None else m.warmup)
+        for m in study.methods
+    }
+
+
+def _common(study: Study) -> str:
+    schedule, warmup = shared(study)
+    said = [f"with schedule {schedule}"] if schedule else []
+    said += [f"behind a warm-up over {100 * warmup:g} % of the run"] if warmup else []
+    return f"All {' '.join(said)}. " if said else ""
+
+
+def _display(of: MethodEntry, schedule: str, warmup: float) -> str:
     """`momo_adam` as papers write it: MoMo-Adam."""
     words = {"adamw": "AdamW", "momo": "MoMo", "dadapt": "D-Adapt", "adatam": "AdaTAM", "adatamw": "AdaTAMW"}
     words |= {"adarem": "AdaRem", "adagrad": "AdaGrad", "gradagrad": "GradaGrad", "alig": "ALI-G"}
@@ -178,7 +247,7 @@ def _display(of: MethodEntry) -> str:
     words |= {word: word.upper() for word in short.split()}
     plain = re.fullmatch(r"\w+", of.name)
     name = "-".join(words.get(word, word.capitalize()) for word in of.name.split("_")) if plain else of.name
-    return label(name, of.options, of.schedule, of.warmup, of.budget, of.probe)
+    return label(name, of.options, schedule, warmup, of.budget, of.probe)
 
 
 def _seeds(results: Results) -> str:
@@ -190,48 +259,15 @@ def _missing(results: Results) -> int:
     return len(results.runs) - len(results.finished)
 
 
-def _headline(results: Results, looks: Mapping[str, Style]) -> str:
-    """One claim for a single task or for many, and one for each of two or three."""
-    crashed = sum(row["status"] == "crashed" for row in results.ledger.values())
-    if crashed and not results.finished:
-        return f"No run has finished: {crashed} of {len(results.runs)} crashed."
-    if len(results.tasks) not in (2, 3):
-        return _claim(results.tasks, looks)
-    return " ".join(f"{t.task.name}: {_claim([t], looks)}" for t in results.tasks)
-
-
-def _claim(of: Sequence[TaskResult], looks: Mapping[str, Style]) -> str:
-    """How wide the plateau of Adam is, and the widest of a method that keeps up with the best on half of the tasks."""
-    width, keeps_up, censored = defaultdict[str, float](float), Counter[str](), set[str]()
-    for s in (s for t in of for s in t.summaries):
-        if s.own:
-            width[s.method] += s.own.decades / len(of)
-            keeps_up[s.method] += s.overall is not None
-            if s.own.censored:
-                censored.add(s.method)
-    if not width:
-        return "No method has learned anything yet."
-    widest, *others = sorted(width, key=lambda m: (2 * keeps_up[m] < len(of), -width[m], m))
-    first = "adam" if "adam" in others else others[-1] if others else widest
-
-    def over(method: str) -> str:
-        return f"over {'at least ' if method in censored else ''}{width[method]:.1f}"
-
-    closes = {t.metric.close for t in of}
-    close = f"within {closes.pop()} of" if len(closes) == 1 else "close to"
-    text = f"{looks[first].label} stays {close} its best {over(first)} decades of learning rate"
-    if widest != first:
-        text += f", {looks[widest].label} {over(widest)}"
-    return text + (f", on average over {len(of)} tasks." if len(of) > 1 else ".")
-
-
 def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
     study, rows = results.study, list(results.ledger.values())
     status = Counter(results.ledger.get(run.id, {"status": "not run"})["status"] for run in results.runs)
     lrs = sorted({lr for method in study.methods for task in study.tasks for lr in method.rates(task.name)})
     days = [_day(pick(row["started"] for row in rows)) for pick in (min, max)] if rows else []
     return {
-        "headline": _headline(results, looks),
+        "headline": headline(results, {method: style.label for method, style in looks.items()}),
+        "common": _common(study),
+        "command": results.command,
         "seeds": _seeds(results),
         "close": " or ".join(dict.fromkeys(f"{t.metric.close} of {t.metric.label}" for t in results.tasks)),
         "lrs": [power(lr) for lr in lrs],
@@ -247,35 +283,60 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
         ],
         "methods": [(style, Markup(charts.swatch(style))) for style in looks.values()],
         "tasks": [_task(t, lrs, looks) for t in results.tasks],
+        "several_lrs": any(len(o.lrs) > 1 for t in results.tasks for o in t.outcomes),
+        "measured": any(s.step_us > 0 for t in results.tasks for s in t.summaries),
         "days": " to ".join(dict.fromkeys(days)),
-        "hours": sum(row["seconds"] or 0 for row in rows) / 3600,
+        "minutes": sum(row["seconds"] or 0 for row in rows) / 60,
         "machines": _distinct(row["machine"] for row in rows),
         "versions": _distinct(row["versions"] for row in rows),
     }
 
 
 def _task(result: TaskResult, lrs: Sequence[float], looks: Mapping[str, Style]) -> dict[str, Any]:
-    def draw(chart: Callable[..., None], name: str, height: float = 3.7, **data: Any) -> Markup:
+    def draw(chart: Callable[..., None], name: str, height: float = 3.5, **data: Any) -> Markup:
         if result.nothing:
-            return Markup('<p class="note">{}</p>').format(result.nothing)
+            return Markup()
         return Markup(charts.svg(partial(chart, looks=looks, **data), f"{name}: {result.task.title}", height))
 
     tall = 1.25 + 0.28 * len(looks)
     summaries = result.summaries
-    cost = {s.method: "–" if math.isnan(s.step_us) else f"{s.step_us:.0f} µs, {s.step_ratio:.2f}×" for s in summaries}
+    step = {s.method: "–" if math.isnan(s.step_us) else f"{s.step_us:.0f} µs, {s.step_ratio:.2f}×" for s in summaries}
+    rows = [
+        (looks[s.method], [*_cells(result, s, looks[s.method].label), step[s.method], size(s.state_bytes)])
+        for s in summaries
+    ]
     return {
         "task": result.task,
         "metric": result.metric,
+        "nothing": result.nothing,
+        "default": draw(charts.default_picture, "Result at the default lr", tall + 0.16 * len(looks), result=result),
         "lr": draw(charts.lr_picture, "Final metric against learning rate", result=result),
         "plateau": draw(charts.plateaus, "Learning rates that work", tall, summaries=summaries, grid=lrs),
-        "loss": draw(charts.over_time, "Training loss", what="training loss", curves=result.train_loss),
+        "train": draw(charts.over_time, "Training loss", what="training loss", curves=result.train_loss),
+        "val": draw(charts.over_time, "Validation loss", what="validation loss", curves=result.val_loss),
         "lr_effective": draw(
             charts.over_time, "Effective learning rate", what="effective learning rate", curves=result.lr_effective
         ),
         "cost": draw(charts.step_costs, "Step cost", tall, summaries=summaries),
-        "columns": [*_columns(result), "step"],
-        "rows": [(looks[s.method], [*_cells(result, s), cost[s.method]]) for s in summaries],
+        "groups": [(about, len(list(columns))) for about, columns in groupby(c[0] for c in _table_columns(result))],
+        "columns": _table_columns(result),
+        "rows": rows,
     }
+
+
+def _table_columns(result: TaskResult) -> list[tuple[str, str]]:
+    return [*_columns(result), ("", "step"), ("", "optimizer state")]
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in steps of 1000: `648 B`, `1.25 MB`; a dash if not known."""
+    if math.isnan(count):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
 
 
 def _day(seconds: float) -> str:
@@ -283,6 +344,7 @@ def _day(seconds: float) -> str:
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
-    """JSON objects of the ledger as text, the commonest first."""
-    found = Counter(", ".join(f"{k} {v}" for k, v in json.loads(value).items()) for value in values if value)
+    """JSON objects of the ledger as text, the commonest first; of a machine its processor comes first."""
+    objects = [sorted(json.loads(value).items(), key=lambda it: it[0] != "processor") for value in values if value]
+    found = Counter(", ".join(f"{k} {v}" for k, v in one) for one in objects)
     return sorted(found, key=lambda text: (-found[text], text))

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,10 @@ class TaskResult:
     outcomes: list[Outcome]
     summaries: list[Summary]
     train_loss: dict[str, Curve]  # by method, at its best learning rate
+    val_loss: dict[str, Curve]
     lr_effective: dict[str, Curve]
     nothing: str = ""  # why there is nothing to draw
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a method has no result at its default lr
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Finished:
     run: Run
     value: float  # the ranked metric, NaN if the run diverged
     curve: pa.Table  # empty if its file is lost
+    state_bytes: float = math.nan  # of the optimizer at the end, NaN if not known
 
     @property
     def diverged(self) -> bool:
@@ -79,6 +82,7 @@ class Results:
     ledger: dict[str, dict[str, Any]]  # rows of those runs that have begun, by run id
     finished: list[Finished]
     tasks: list[TaskResult]
+    command: str = ""  # the one that made the last runs
 
 
 def load(folder: Path) -> Results:
@@ -93,12 +97,18 @@ def load(folder: Path) -> Results:
         row = ledger.get(run.id)
         if row and row["status"] in ("done", "diverged"):
             value = json.loads(row["final"])[tasks[run.task].metric] if row["status"] == "done" else math.nan
-            finished.append(Finished(run, value if math.isfinite(value) else math.nan, store.curve(run.id)))
-    results = [
-        _task(study, task, [f for f in finished if f.run.task == task.name], list(ledger.values()))
-        for task in study.tasks
-    ]
-    return Results(study, runs, ledger, finished, results)
+            value, held = value if math.isfinite(value) else math.nan, row["state_bytes"]
+            finished.append(Finished(run, value, store.curve(run.id), math.nan if held is None else float(held)))
+    results = [_task(study, task, [f for f in finished if f.run.task == task.name], ledger) for task in study.tasks]
+    return Results(study, runs, ledger, finished, results, _command(store.folder))
+
+
+def _command(folder: Path) -> str:
+    try:
+        lines = (folder / "command.txt").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def crashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -109,11 +119,11 @@ def crashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def last_line(error: str | None) -> str:
     """What a traceback comes to."""
-    return (error or "").strip().splitlines()[-1]
+    return next(reversed((error or "").strip().splitlines()), "no reason was given")
 
 
 def _task(
-    study: Study, task: TaskEntry, finished: Sequence[Finished], ledger: Sequence[Mapping[str, Any]]
+    study: Study, task: TaskEntry, finished: Sequence[Finished], ledger: Mapping[str, Mapping[str, Any]]
 ) -> TaskResult:
     # Two points of accuracy, or 2 % of what a model that learned nothing gets: fixed by the task, not by the results.
     tolerance = 0.02 if task.maximize else 0.02 * abs(task.chance)
@@ -123,16 +133,29 @@ def _task(
     at = {(f.run.label, f.run.lr, f.run.seed): f for f in finished}
     outcomes = [_outcome(method, study.seeds, at, task) for method in study.methods]
     summaries = summarize(outcomes, maximize=task.maximize, chance=task.chance, tolerance=tolerance)
-    train_loss, lr_effective = {}, {}
+    train_loss, val_loss, lr_effective = {}, {}, {}
     for s in summaries:
         runs = [at.get((s.method, s.best_lr, seed)) for seed in study.seeds]
         tables = [f.curve for f in runs if f and not f.diverged and f.curve.num_rows]
         if tables:
             train_loss[s.method] = _curve(tables, "train_loss")
+            val_loss[s.method] = _curve(tables, "val_loss")
             lr_effective[s.method] = _curve(tables, "lr_effective")
-    crashed = crashes(row for row in ledger if row["task"] == task.name)
+    crashed = crashes(row for row in ledger.values() if row["task"] == task.name)
     nothing = "" if finished else "; ".join(["No run has finished", *crashed]) + "."
-    return TaskResult(task, metric, outcomes, summaries, train_loss, lr_effective, nothing)
+    absent = {m.label: _absent(study, task, m, ledger) for m in study.methods}
+    return TaskResult(task, metric, outcomes, summaries, train_loss, val_loss, lr_effective, nothing, absent)
+
+
+def _absent(study: Study, task: TaskEntry, method: MethodEntry, ledger: Mapping[str, Mapping[str, Any]]) -> str:
+    """What became of the runs at the default lr, for where none has finished."""
+    if method.default_lr is None:
+        return "none"
+    if method.default_lr not in method.rates(task.name):
+        return "not run"
+    runs = [study.run(task, method, method.default_lr, seed) for seed in study.seeds]
+    found = {ledger[run.id]["status"] for run in runs if run.id in ledger}
+    return next((status for status in ("crashed", "running") if status in found), "not yet run")
 
 
 def _outcome(
@@ -152,6 +175,8 @@ def _outcome(
         finals=np.array([[counted(f) if f else np.nan for f in row] for row in cells]),
         diverged=np.array([[f is not None and f.diverged for f in row] for row in cells]),
         step_us=np.array([[median(_column(f.curve, "step_us")) if f else np.nan for f in row] for row in cells]),
+        default_lr=method.default_lr,
+        state_bytes=max((f.state_bytes for row in cells for f in row if f and f.state_bytes >= 0), default=np.nan),
     )
 
 

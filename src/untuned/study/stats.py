@@ -42,6 +42,24 @@ class Outcome:
     finals: Floats  # NaN where no run finished, chance where it diverged or ended worse
     diverged: NDArray[np.bool_]
     step_us: Floats  # median microseconds of optimizer.step() in each run, NaN where not measured
+    default_lr: float | None = None  # what its users get without choosing; None if the optimizer has none
+    state_bytes: float = np.nan  # largest optimizer state of a run, beside parameters and gradients; NaN if not known
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """The results of a method at one learning rate."""
+
+    lr: float
+    mean: float
+    seeds: Floats  # final metrics, those of diverged runs being chance
+    diverged: int
+    interval: tuple[float, float] | None  # None with fewer than two seeds
+    learned: bool  # the mean beats chance by more than the tolerance
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,9 @@ class Summary:
     runs: int  # finished runs at all learning rates, the diverged ones included
     step_us: float  # median over runs, NaN if not measured
     step_ratio: float  # to Adam if the study has it, else to the cheapest method
+    default: AtRate | None = None  # at the default lr; None if no run has finished there
+    tried: int = 0  # learning rates with a result
+    state_bytes: float = np.nan  # of the optimizer, NaN if not known
 
 
 def seed_mean(finals: Floats) -> Floats:
@@ -129,6 +150,15 @@ def summarize(outcomes: Sequence[Outcome], *, maximize: bool, chance: float, tol
     """One summary per method of one task, in the order given. `tolerance` is in the unit of the metric."""
     sign = 1 if maximize else -1
     means = [seed_mean(outcome.finals) for outcome in outcomes]
+
+    def at_default(outcome: Outcome, mean: Floats) -> AtRate | None:
+        lr = outcome.default_lr
+        if lr not in outcome.lrs or np.isnan(mean[at := outcome.lrs.index(lr)]):
+            return None
+        seeds = outcome.finals[at][~np.isnan(outcome.finals[at])]
+        learned = bool(sign * (mean[at] - chance) > tolerance)
+        return AtRate(lr, float(mean[at]), seeds, int(outcome.diverged[at].sum()), interval(seeds), learned)
+
     top = best(np.concatenate(means), maximize)
     limit = np.nan if top is None else float(np.concatenate(means)[top]) - sign * tolerance
     costs = [median(outcome.step_us) for outcome in outcomes]
@@ -154,6 +184,9 @@ def summarize(outcomes: Sequence[Outcome], *, maximize: bool, chance: float, tol
                 runs=int(np.sum(~np.isnan(outcome.finals))),
                 step_us=cost,
                 step_ratio=cost / unit,
+                default=at_default(outcome, mean),
+                tried=int(np.sum(~np.isnan(mean))),
+                state_bytes=outcome.state_bytes,
             )
         )
     return summaries
