@@ -245,7 +245,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence(address: str, tmp_path: Pat
     output, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode == 2, output
     last = output.splitlines()[-1]
-    assert last.startswith(f"untuned: --on ray: the Ray cluster at {address} cannot be used: "), output
+    assert last.startswith(f"untuned: --on ray: the Ray cluster at {address} cannot be used ("), output
 
 
 def main(out: Path, task: str) -> None:

@@ -8,6 +8,7 @@ was at, which are made again elsewhere; a run whose process dies has one more tr
 
 import importlib
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -172,13 +173,25 @@ def _ray() -> Any:
 
 def _connect(ray: Any) -> None:
     """Join the cluster there is, or start a local one."""
-    where = os.environ.get("RAY_ADDRESS", "")
+    where = os.environ.get("RAY_ADDRESS", "") or _started_here()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster reports to nobody
     try:
+        host, _, port = where.rpartition(":")
+        if host and port.isdigit():  # Ray itself asks for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # ConnectionError, RuntimeError for other versions, ValueError for a bad address
-        cluster = f"the Ray cluster at {where}" if where else "a Ray cluster"
-        raise StudyError(f"--on ray: {cluster} cannot be used: {_line(error)}") from error
+    except Exception as error:  # OSError, RuntimeError for other versions, ValueError for a bad address
+        cluster = f"the Ray cluster at {where}" if where not in ("", "local") else "a local Ray cluster"
+        raise StudyError(
+            f"--on ray: {cluster} cannot be used ({_line(error)}); RAY_ADDRESS=HOST:PORT names another, "
+            "RAY_ADDRESS=local starts one here"
+        ) from error
+
+
+def _started_here() -> str:
+    """The address of the cluster that `ray start` started last on this machine, "" if none."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    return note.read_text().strip() if note.exists() else ""
 
 
 def _line(error: BaseException) -> str:
