@@ -1,4 +1,4 @@
-"""A study on a Ray cluster of two nodes on this machine, of which one is lost, the driver is killed, a run kills itself.
+"""A study on two Ray nodes on this machine: a node is lost, the driver is killed, a run kills its own process.
 
 What is on disk afterwards equals a study without any of it, bit for bit.
 """

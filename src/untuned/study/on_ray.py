@@ -159,9 +159,10 @@ def _beneath(root: Path) -> dict[str, bytes]:
 def _source(module: str) -> Path | None:
     """The source file of an imported module that is not an installed one."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    path = Path(file).resolve() if file else None
-    installed = path is None or path.suffix != ".py" or {"site-packages", "dist-packages"} & set(path.parts)
-    return None if installed or not path.exists() else path
+    if not file or not file.endswith(".py"):
+        return None
+    path = Path(file).resolve()
+    return None if {"site-packages", "dist-packages"} & set(path.parts) or not path.exists() else path
 
 
 def _ray() -> Any:
