@@ -169,7 +169,7 @@ from pathlib import Path
 from untuned.study.sweep import _Worker
 
 if __name__ == "__main__":
-    worker = _Worker(Path(sys.argv[1]))  # the first one of a process
+    worker = _Worker()  # the first one of a process
     [line] = [line for line in Path(f"/proc/{worker.process.pid}/status").read_text().splitlines() if "SigBlk" in line]
     worker.stop()
     print(line.split()[1])
@@ -180,7 +180,7 @@ if __name__ == "__main__":
 def test_a_worker_is_deaf_to_control_c_from_its_first_moment(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(BLOCKED)
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert int(done.stdout, 16) & 1 << (signal.SIGINT - 1)
 
 

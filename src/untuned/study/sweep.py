@@ -1,4 +1,4 @@
-"""A study on a pool of worker processes: a crash costs one run, and what is finished is never run again."""
+"""A study on a pool of processes: a crash costs one run, and what is finished is never run again."""
 
 import multiprocessing
 import os
@@ -16,8 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
 from untuned.study import tasks
-from untuned.study.config import Run
+from untuned.study.config import Run, StudyError
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
 
@@ -36,37 +38,125 @@ def pending(store: Store, retry_crashed: bool = False) -> list[Run]:
     return [run for run in store.study.runs() if statuses.get(run.id) not in finished]
 
 
-def sweep(store: Store, workers: int, view: View, retry_crashed: bool = False, norms: bool = False) -> None:
-    """Make all pending runs on `workers` processes of one thread each.
+Ended = tuple[Result, pa.Table | None]  # how a run ended and its curve, which a process that died has not left
 
-    A worker serves many runs, because importing torch takes longer than many of them. One that dies (SIGKILL, out of
-    memory) costs the run it was at, recorded as crashed, and is replaced. No worker outlives this process. `norms`:
-    each run leaves a log of its gradient norms in the folder `norms/RUN` of the study.
+
+class Pool(Protocol):
+    """Where runs are made, each in a process that may die without harm to the others."""
+
+    @property
+    def free(self) -> int:
+        """How many more runs can start now."""
+        ...
+
+    def start(self, run: Run) -> None: ...
+
+    def ended(self) -> list[tuple[Run, Ended]]:
+        """Wait for a while, and tell what has ended since the last call, if anything."""
+        ...
+
+    def stop(self) -> None:
+        """End what still runs."""
+        ...
+
+
+def sweep(
+    store: Store,
+    workers: int | None,
+    view: View,
+    retry_crashed: bool = False,
+    norms: bool = False,
+    on: str = "processes",
+) -> None:
+    """Make all pending runs, at most `workers` at a time, each on one thread; None takes as many as there are cores.
+
+    `on`: "processes" of this machine or "ray", see `on_ray`. A run whose process dies (SIGKILL, out of memory) is
+    recorded as crashed. This process alone writes to the study. `norms`: each run leaves a log of its gradient norms in
+    the folder `norms/RUN` of the study. Raises StudyError, also where a cluster cannot be used.
     """
     with store.writing(), _interruptible() as interrupted:
         queue = deque(pending(store, retry_crashed))
-        pool = [_Worker(store.folder, norms) for _ in range(min(workers, len(queue)))]
-        busy: dict[_Worker, Run] = {}
+        if not queue:
+            return
+        pool = _pool(on, workers, store.folder / "norms" if norms else None, {run.task for run in queue})
+        busy = 0
         try:
             while queue or busy:
-                for worker in pool:
-                    if queue and worker not in busy:
-                        busy[worker] = run = queue.popleft()
-                        store.start(run)
-                        view.started(run)
-                        worker.send(run)
-                wait([event for worker in busy for event in (worker.connection, worker.process.sentinel)])
+                for _ in range(min(pool.free, len(queue))):
+                    run = queue.popleft()
+                    store.start(run)
+                    view.started(run)
+                    pool.start(run)
+                    busy += 1
+                for run, (result, curve) in pool.ended():
+                    busy -= 1
+                    if curve is not None:
+                        try:
+                            store.write_curve(run, curve)
+                        except OSError:  # a full disk costs this run alone
+                            result = Result("crashed", seconds=result.seconds, error=traceback.format_exc())
+                    store.finish(run, result)
+                    view.ended(run, result)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
-                for worker, run in list(busy.items()):
-                    result = worker.result()
-                    if result:
-                        del busy[worker]
-                        store.finish(run, result)
-                        view.ended(run, result)
         finally:
-            for worker in pool:
-                worker.stop()
+            pool.stop()
+
+
+def _pool(on: str, workers: int | None, norms: Path | None, task_names: set[str]) -> Pool:
+    if on == "processes":
+        return Processes(workers or os.cpu_count() or 1, norms)
+    if on != "ray":
+        raise StudyError(f"on: must be processes or ray, not {on!r}")
+    if norms:
+        raise StudyError("norms are recorded by processes of this machine only: leave out --record-norms or --on ray")
+    from untuned.study.on_ray import Nodes
+
+    return Nodes(workers, task_names)
+
+
+def attempt(run: Run, load: Callable[[str], tasks.Task], norms: Path | None = None) -> Ended:
+    """Make the run in this process; whatever it raises is a result."""
+    try:
+        return train(load(run.task), run, norms)
+    except Exception:  # a task that does not load costs this run alone
+        return Result("crashed", error=traceback.format_exc()), None
+
+
+class Processes:
+    """A pool of worker processes on this machine.
+
+    A worker serves many runs, because importing torch takes longer than many of them. One that dies costs the run it
+    was at, and is replaced. No worker outlives this process.
+    """
+
+    def __init__(self, workers: int, norms: Path | None = None) -> None:
+        self.size, self.norms = workers, norms
+        self.idle: list[_Worker] = []
+        self.busy: dict[_Worker, Run] = {}
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self.busy)
+
+    def start(self, run: Run) -> None:
+        worker = self.idle.pop() if self.idle else _Worker(self.norms)
+        self.busy[worker] = run
+        worker.send(run)
+
+    def ended(self) -> list[tuple[Run, Ended]]:
+        wait([event for worker in self.busy for event in (worker.connection, worker.process.sentinel)])
+        found = []
+        for worker, run in list(self.busy.items()):
+            if end := worker.result():
+                del self.busy[worker]
+                self.idle.append(worker)
+                found.append((run, end))
+        return found
+
+    def stop(self) -> None:
+        for worker in (*self.idle, *self.busy):
+            worker.stop()
 
 
 @contextmanager
@@ -91,14 +181,14 @@ def _interruptible() -> Iterator[threading.Event]:
 class _Worker:
     """The parent's end of a worker process, which it replaces when it dies."""
 
-    def __init__(self, folder: Path, norms: bool = False) -> None:
-        self.folder, self.norms = folder, norms
+    def __init__(self, norms: Path | None = None) -> None:
+        self.norms = norms
         self._launch()
 
     def _launch(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.folder, self.norms))
+        self.process = context.Process(target=_serve, args=(theirs, self.norms))
         # Ctrl-C reaches the whole process group; the parent alone shall act on it, even while a worker still imports.
         # It is held back here, not ignored, so that one in this moment is not lost; the worker inherits the block.
         if sys.platform == "win32":
@@ -120,7 +210,7 @@ class _Worker:
         with suppress(OSError):  # it died just now: result() will say so
             self.connection.send(run)
 
-    def result(self) -> Result | None:
+    def result(self) -> Ended | None:
         """How the run ended, None while it goes on."""
         try:
             if self.connection.poll():
@@ -131,7 +221,8 @@ class _Worker:
             return None
         code = self.process.exitcode or 0
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
-        return Result("crashed", seconds=time.perf_counter() - self.since, error=f"the worker process was {reason}")
+        seconds = time.perf_counter() - self.since
+        return Result("crashed", seconds=seconds, error=f"the worker process was {reason}"), None
 
     def stop(self) -> None:
         self.process.kill()
@@ -139,13 +230,12 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, folder: Path, norms: bool) -> None:
+def _serve(connection: Connection, norms: Path | None) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    store = Store(folder)
     load = cache(tasks.load)
     while True:
         run: Run = connection.recv()
-        connection.send(_make(run, load, store, folder / "norms" / run.id if norms else None))
+        connection.send(attempt(run, load, norms / run.id if norms else None))
 
 
 def _die_with_parent() -> None:
@@ -153,12 +243,3 @@ def _die_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _make(run: Run, load: Callable[[str], tasks.Task], store: Store, norms: Path | None) -> Result:
-    try:
-        result, curve = train(load(run.task), run, norms)
-        store.write_curve(run, curve)
-    except Exception:  # a task that does not load or a full disk costs this run alone
-        return Result("crashed", error=traceback.format_exc())
-    return result
