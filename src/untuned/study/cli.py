@@ -1,11 +1,10 @@
 """The command line. A command imports what it needs when it runs, so that help is quick."""
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 try:
     import typer

@@ -1,5 +1,6 @@
 """Run a study in a folder: its runs, with learning rates added until they are tuned if asked for, and its view."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +24,12 @@ Rates = Mapping[tuple[str, str], Sequence[float]]  # by (label of a method, name
 
 def execute(
     store: Store,
-    workers: int,
+    workers: int | None,
     *,
     retry_crashed: bool = False,
     norms: bool = False,
     more: Callable[[Store], Rates] | None = None,
+    on: str = "processes",
 ) -> None:
     """Make all runs that are pending, then those that `more` asks for, until it asks for none.
 
@@ -37,8 +39,8 @@ def execute(
         words = ["untuned", *sys.argv[1:]]
         file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {shlex.join(words)}\n")
     while True:
-        with Live(store, workers, retry_crashed, Console()) as view:
-            sweep(store, workers, view, retry_crashed, norms)
+        with Live(store, workers or os.cpu_count() or 1, retry_crashed, Console()) as view:
+            sweep(store, workers, view, retry_crashed, norms, on)
         added = {} if more is None else more(store)
         if not added:
             return

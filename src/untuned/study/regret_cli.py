@@ -1,10 +1,11 @@
 """The command `untuned regret`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from untuned.study.commands import On, Out, RetryCrashed, Where, Workers, exit_if_crashed, run_study
 
 
 def regret(
@@ -35,7 +36,6 @@ def regret(
     from untuned.study import regret as core
     from untuned.study import regret_report
     from untuned.study.config import StudyError, parse_methods
-    from untuned.study.execute import execute
     from untuned.study.store import Store
     from untuned.study.suites import SUITES
 
@@ -44,7 +44,9 @@ def regret(
     chosen = dict.fromkeys(task) if task else SUITES[suite]
     study, contenders = core.plan(chosen, parse_methods(",".join(method or core.DEFAULTS)), seeds, fresh=fresh_baseline)
     folder = out or Path("studies") / f"regret-{'own' if task else suite}"
-    store = run_study(study, folder, workers, retry_crashed, more=core.untried, on=on, contenders)
+    Store.create(folder, study, mended=retry_crashed)
+    core.remember(folder, contenders)
+    store = run_study(study, folder, workers, retry_crashed, more=core.untried, on=on)
     page = regret_report.write(folder)
     Console().print(regret_report.table(core.load(folder)))
     print(f"report: {page}")

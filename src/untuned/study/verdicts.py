@@ -1,4 +1,4 @@
-"""Verdicts on two methods of a study by rules that were written down before the runs (`[[rules]]` of a study's file)."""
+"""Verdicts on two methods of a study by rules written down before the runs: `[[rules]]` of a study's file."""
 
 from dataclasses import dataclass
 
@@ -50,7 +50,9 @@ def decide(results: Results) -> list[Decision]:
 def _decide(results: Results, entry: RuleEntry) -> Decision:
     # A verdict about tasks like these needs more than one.
     rule = Rule(entry.statistic, entry.margin, entry.level, higher_is_better=True, tasks=len(results.tasks) > 1)
-    pairs = [[_scores(results, task, method, entry.at) for method in (entry.method, entry.against)] for task in results.tasks]
+    pairs = [
+        [_scores(results, task, method, entry.at) for method in (entry.method, entry.against)] for task in results.tasks
+    ]
     a, b = (np.array([pair[side] for pair in pairs]) for side in (0, 1))
     both = ~(np.isnan(a) | np.isnan(b)).all(axis=1)
     if not both.any():
