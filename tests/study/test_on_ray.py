@@ -102,6 +102,7 @@ class FakeRay:
 
 def on(fake: FakeRay, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever runs on this machine
     store = made(folder)
     sweep(store, None, Silent(), on="ray")
     assert fake.stopped
@@ -148,6 +149,21 @@ def test_a_cluster_that_fails_is_one_sentence(
         on(fake, tmp_path, monkeypatch)
     assert fake.stopped
     assert sorted(Store(tmp_path).statuses().values()) == ["done", "running", "running", "running"]
+
+
+def test_a_cluster_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise RuntimeError("Version mismatch: the cluster has Ray 2.0\n  this process has 2.60")
+
+    fake = FakeRay([])
+    monkeypatch.setattr(fake, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    said = (
+        r"a local Ray cluster cannot be used \(Version mismatch: the cluster has Ray 2.0 this process has 2.60\); RAY"
+    )
+    with pytest.raises(StudyError, match=said):
+        sweep(made(tmp_path), 1, Silent(), on="ray")
 
 
 def test_a_node_with_other_versions_makes_no_run(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Nodes:
         try:
             return self.ray.get(reference)
         except failures.RayTaskError as error:
-            raise StudyError(f"a Ray node cannot make runs of this study: {error.cause}") from error
+            said = str(error.cause).strip().splitlines()[-1]  # a function that cannot be loaded comes as a traceback
+            raise StudyError(f"a Ray node cannot make runs of this study: {said}") from error
         except (failures.WorkerCrashedError, failures.OutOfMemoryError) as error:
             self.died[run.id] += 1
             again = self.died[run.id] < TRIES
