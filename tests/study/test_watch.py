@@ -4,8 +4,8 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
-import subprocess
 import threading
 import time
 import urllib.error
@@ -174,13 +174,9 @@ class Browser:
         self.of, to_write = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={folder}", f"--window-size={width},{height}"]
-        at_3_and_4 = f'exec "$@" 3<&{to_read} 4>&{to_write}'  # where it looks for its pipes
-        self.process = subprocess.Popen(
-            ["sh", "-c", at_3_and_4, "sh", BROWSER, *flags],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+        pipes = [(os.POSIX_SPAWN_DUP2, to_read, 3), (os.POSIX_SPAWN_DUP2, to_write, 4)]  # where it looks for them
+        self.process = os.posix_spawn(BROWSER, [BROWSER, *flags], os.environ, file_actions=[*silent, *pipes])
         os.close(to_read)
         os.close(to_write)
         self.numbers, self.buffer, self.errors = itertools.count(1), b"", list[str]()
@@ -220,8 +216,8 @@ class Browser:
             time.sleep(0.1)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        os.kill(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
         os.close(self.to)
         os.close(self.of)
 
