@@ -218,6 +218,10 @@ def test_summary_table_has_the_closed_form_numbers(two_methods: Path):
     assert (momo["own_decades"], momo["own_lower_bound"]) == ("6", "True")
     assert (momo["overall_decades"], momo["overall_lower_bound"]) == ("4.5", "True")
     assert (momo["diverged"], momo["runs"]) == ("0", "21")
+    assert "| default lr | final validation accuracy (%) at the default lr | n at the default lr |" in markdown(
+        two_methods
+    )
+    assert "| decades within 2 points of own best | decades within 2 points of best of all |" in markdown(two_methods)
     assert "| adam | – | none | 0 | – | 0.001 | 90.0 | 3 | 89.9 to 90.1 | 0.4 | 0.4 | 0 of 21 |" in markdown(
         two_methods
     )
