@@ -631,7 +631,9 @@ def test_table_in_the_terminal(tmp_path: Path):
 
 def test_footer_has_minutes_processor_and_the_last_command(tmp_path: Path):
     folder = build(tmp_path / "s", study(), lambda run: 0.5)
-    (folder / "command.txt").write_text("untuned compare a --out s\nuntuned compare b --out <s>\n")
+    (folder / "command.txt").write_text(
+        "2026-01-02 03:04:05 UTC: untuned compare a\n2026-01-02 03:05:06 UTC: untuned compare b --out <s>\n"
+    )
     db = sqlite3.connect(folder / "ledger.sqlite")
     db.execute(
         "update runs set machine = ?", [json.dumps({"system": "Linux", "processor": "Example 3000", "cores": 2})]
