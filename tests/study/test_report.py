@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import json
 import math
 import re
@@ -16,9 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
 
+import untuned
 from untuned.study import charts, report
 from untuned.study.config import MethodEntry, Run, Study, StudyError, TaskEntry
+from untuned.study.headline import headline
 from untuned.study.results import load
 
 LRS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -44,14 +48,15 @@ TEXT = TaskEntry(
 
 def study(
     tasks: Iterable[TaskEntry] = (MLP,),
-    methods: Iterable[str] = ("adam", "momo_adam"),
+    methods: Iterable[str | MethodEntry] = ("adam", "momo_adam"),
     lrs: tuple[float, ...] = LRS,
     seeds: int = 3,
 ) -> Study:
+    """Methods given by name have no default lr."""
     return Study(
         version="0.1.0",
         tasks=tuple(tasks),
-        methods=tuple(MethodEntry(name=name, lrs=lrs) for name in methods),
+        methods=tuple(MethodEntry(name=m, lrs=lrs) if isinstance(m, str) else m for m in methods),
         seeds=tuple(range(seeds)),
     )
 
@@ -213,8 +218,16 @@ def test_summary_table_has_the_closed_form_numbers(two_methods: Path):
     assert (momo["own_decades"], momo["own_lower_bound"]) == ("6", "True")
     assert (momo["overall_decades"], momo["overall_lower_bound"]) == ("4.5", "True")
     assert (momo["diverged"], momo["runs"]) == ("0", "21")
-    assert "| adam | 0.001 | 90.0 | 3 | 89.9 to 90.1 | 0.4 | 0.4 | 0 of 21 |" in markdown(two_methods)
-    assert "| momo_adam | 0.01 | 89.0 | 3 | 88.9 to 89.1 | ≥ 6.0 | ≥ 4.5 | 0 of 21 |" in markdown(two_methods)
+    assert "| default lr | final validation accuracy (%) at the default lr | n at the default lr |" in markdown(
+        two_methods
+    )
+    assert "| decades within 2 points of own best | decades within 2 points of best of all |" in markdown(two_methods)
+    assert "| adam | – | none | 0 | – | 0.001 | 90.0 | 3 | 89.9 to 90.1 | 0.4 | 0.4 | 0 of 21 |" in markdown(
+        two_methods
+    )
+    assert "| momo_adam | – | none | 0 | – | 0.01 | 89.0 | 3 | 88.9 to 89.1 | ≥ 6.0 | ≥ 4.5 | 0 of 21 |" in markdown(
+        two_methods
+    )
 
 
 def test_other_tables_hold_every_run_and_every_learning_rate(two_methods: Path):
@@ -240,7 +253,7 @@ def test_page_says_it_in_one_sentence_and_in_numbers(two_methods: Path):
         "Adam stays within 2 points of its best over 0.4 decades of learning rate, MoMo-Adam over at least 6.0."
     ) in text
     assert "2 methods, 7 learning rates from 10⁻⁴ to 10², 3 seeds, 1 task: 42 runs, 0 of them diverged" in text
-    assert "adam 0.001 90.0 3 89.9 to 90.1 0.4 0.4 0 of 21 100 µs, 1.00×" in text
+    assert "Adam – none 0 – 0.001 90.0 3 89.9 to 90.1 0.4 0.4 0 of 21 100 µs, 1.00× –" in text
     assert "Adam, lr 10⁻³: mean 90.0, range 89.9 to 90.1, n = 3" in text  # a tooltip
     assert "missing" not in text
     assert "2023-11-14 (UTC)" in text and "torch 2.13.0" in text and "cpu Example 3000" in text
@@ -251,7 +264,7 @@ def test_page_loads_nothing_and_needs_no_script(two_methods: Path):
     loaded = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page) + re.findall(r"url\(([^)]*)\)", page)
     assert len(loaded) > 100 and all(target.startswith(("#", "data:")) for target in loaded)
     assert "<script" not in page and "@import" not in page
-    assert page.count("<svg") == 5 + 2  # five charts and a swatch per method
+    assert page.count("<svg") == 7 + 2  # seven charts and a swatch per method
     assert len(page) < 300_000
 
 
@@ -285,8 +298,8 @@ def test_partial_study_shows_what_is_there_and_counts_the_rest(tmp_path: Path):
 def test_study_in_which_nothing_has_run_yet(tmp_path: Path):
     folder = build(tmp_path / "s", study(), peak_at(1), status=lambda run: None)
     text = text_of(report.write(folder))
-    assert "No method has learned anything yet." in text and "42 of 42 runs missing (42 not run)" in text
-    assert "| adam | – | – | 0 | – | 0 | 0 | 0 of 0 |" in markdown(folder)
+    assert "No run has finished yet." in text and "42 of 42 runs missing (42 not run)" in text
+    assert "| adam | – | none | 0 | – | – | – | 0 | – | 0 | 0 | 0 of 0 |" in markdown(folder)
 
 
 def test_study_in_which_everything_crashed_says_why(tmp_path: Path):
@@ -295,8 +308,9 @@ def test_study_in_which_everything_crashed_says_why(tmp_path: Path):
     text = text_of(page)
     assert "No run has finished: 42 of 42 crashed. " in text
     why = "fashion-mlp: 42 runs crashed: RuntimeError: <no> memory"
-    assert text.count(why) == 1 + 5  # above, and in the place of each chart
-    assert "<svg" not in page.read_text(encoding="utf-8").split("<main>")[1].split("<table>")[0]
+    assert text.count(why) == 1 + 1  # above, and in the place of the charts
+    shown = page.read_text(encoding="utf-8").split("<main>")[1]
+    assert "<svg" not in shown and "<table" not in shown and re.findall("<h2>(.*?)</h2>", shown) == ["Crashed runs"]
     ax = axes(charts.words, text=load(folder).tasks[0].nothing)
     assert [" ".join(t.get_text().split()) for t in ax.texts] == ["No run has finished; " + why + "."]
     assert not ax.axison
@@ -307,7 +321,7 @@ def test_task_that_crashed_beside_one_that_did_not(tmp_path: Path):
     folder = build(tmp_path / "s", study([MLP, TEXT]), peak_at(1), status=crashes)
     first, second = load(folder).tasks
     assert (first.nothing, second.nothing[:60]) == ("", "No run has finished; sotu-transformer: 42 runs crashed: Runt")
-    assert text_of(report.write(folder)).count("sotu-transformer: 42 runs crashed") == 6
+    assert text_of(report.write(folder)).count("sotu-transformer: 42 runs crashed") == 2
 
 
 def test_no_room_for_a_report_is_one_sentence(tmp_path: Path):
@@ -324,7 +338,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     text = text_of(report.write(folder))
     assert "Adam stays within 2 points of its best over 0.4 decades of learning rate." in text
     assert "1 method, 7 learning rates from 10⁻⁴ to 10², 1 seed, 1 task: 7 runs" in text
-    assert "| adam | 0.1 | 79.9 | 1 | none (n = 1) | 0.4 | 0.4 | 0 of 7 |" in markdown(folder)
+    assert "| adam | – | none | 0 | – | 0.1 | 79.9 | 1 | none (n = 1) | 0.4 | 0.4 | 0 of 7 |" in markdown(folder)
 
 
 def test_method_that_always_diverges_counts_as_chance_without_plateau(tmp_path: Path):
@@ -334,7 +348,7 @@ def test_method_that_always_diverges_counts_as_chance_without_plateau(tmp_path: 
     )
     text = text_of(report.write(folder))
     assert "MoMo stays within 2 points of its best over 0.4 decades of learning rate." in text
-    assert "| sgd | 0.0001 | 10.0 | 3 | 10.0 to 10.0 | 0 | 0 | 21 of 21 |" in markdown(folder)
+    assert "| sgd | – | none | 0 | – | 0.0001 | 10.0 | 3 | 10.0 to 10.0 | 0 | 0 | 21 of 21 |" in markdown(folder)
     assert "no better than chance" in text and "SGD, lr 10²: 3 of 3 diverged" in text
     assert {row["value"] for row in table(folder, "runs") if row["method"] == "sgd"} == {""}
     assert {row["mean"] for row in table(folder, "by_lr") if row["method"] == "sgd"} == {"0.1"}
@@ -365,7 +379,10 @@ def test_minimised_metric_is_ranked_and_drawn_the_other_way_round(tmp_path: Path
     assert "Schedule-Free-AdamW stays within 0.12 of its best over 0.8 decades of learning rate" in text
     row = table(folder, "summary")[0]
     assert (row["best_lr"], row["mean"], row["tolerance"], row["own_decades"]) == ("0.01", "2.5", "0.12", "0.8")
-    assert "| schedule_free_adamw | 0.01 | 2.500 | 3 | 2.499 to 2.501 | 0.8 | 0.8 | 0 of 21 |" in markdown(folder)
+    assert (
+        "| schedule_free_adamw | – | none | 0 | – | 0.01 | 2.500 | 3 | 2.499 to 2.501 | 0.8 | 0.8 | 0 of 21 |"
+        in markdown(folder)
+    )
 
     looks = charts.styles({"schedule_free_adamw": "a", "prodigy": "b"})
     ax = axes(charts.lr_picture, load(folder).tasks[0], looks=looks)
@@ -446,3 +463,199 @@ def test_realistic_study_tells_who_needs_no_tuning(tmp_path: Path):
     assert len(table(folder, "runs")) == 252 and len(table(folder, "summary")) == 12
     prodigy = load(folder).tasks[0].lr_effective["prodigy"]
     assert prodigy.mean[-1] / prodigy.mean[0] == pytest.approx(1000, rel=1e-5)  # d grew
+
+
+# What people get
+
+
+def entry(name: str, *lrs: float, default: float | None = None, **trained: object) -> MethodEntry:
+    return MethodEntry.model_validate({"name": name, "lrs": lrs, "default_lr": default, **trained})
+
+
+def by_rate(values: dict[str, dict[float, float | None]]) -> Final:
+    """Final metrics by method and lr, 0.001 apart by seed."""
+
+    def final(run: Run) -> float | None:
+        value = values[run.label][run.lr]
+        return None if value is None else value + 0.001 * (run.seed - 1)
+
+    return final
+
+
+def test_results_at_the_default_come_first_beside_the_best_of_the_grid(tmp_path: Path):
+    adam, prodigy = entry("adam", 1e-3, 1e-2, default=1e-3), entry("prodigy", 1.0, default=1.0)
+    sgd = entry("sgd", 0.1, default=1e-3)
+    final = by_rate({"adam": {1e-3: 0.8, 1e-2: 0.832}, "prodigy": {1.0: 0.834}, "sgd": {0.1: 0.7}})
+    folder = build(tmp_path / "s", study(methods=[adam, prodigy, sgd]), final)
+    page = report.write(folder)
+    text = text_of(page)
+    heads = re.findall("<h2>(.*?)</h2>", page.read_text(encoding="utf-8"))
+    assert heads[:2] == ["Results at the default learning rate", "Final result against learning rate"]
+    assert text.startswith(
+        "At its default lr, Prodigy ends at 83.4 % validation accuracy, best of 2; Adam with the best of 2 learning "
+        "rates at 83.2 %."
+    )
+    assert "Adam, default lr 10⁻³: mean 80.0, range 79.9 to 80.1, n = 3" in text
+    assert "Adam, best of 2 lr: 83.2 at lr 10⁻²" in text
+    assert "Adam 0.001 80.0 3 79.9 to 80.1 0.01 83.2 3 83.1 to 83.3" in text
+    assert "SGD 0.001 not run 0 – 0.1 70.0 3" in text  # the user gave a learning rate instead
+    assert "chosen on the same runs" in text
+    rows = {row["method"]: row for row in table(folder, "summary")}
+    assert [rows["adam"][k] for k in ("default_lr", "default_mean", "default_n", "lrs")] == ["0.001", "0.8", "3", "2"]
+    assert [rows["sgd"][k] for k in ("default_lr", "default_mean", "best_lr", "mean")] == ["0.001", "", "0.1", "0.7"]
+
+    result = load(folder).tasks[0]
+    looks = charts.styles({"adam": "Adam", "prodigy": "Prodigy", "sgd": "SGD"})
+    ax = axes(charts.default_picture, result, looks=looks)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["Prodigy", "Adam", "SGD"]  # the best first
+    dots = next(
+        line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 3 and line.get_gid() == "m0"
+    )
+    np.testing.assert_allclose(sorted(dots.get_xdata()), [0.799, 0.8, 0.801])
+    low, high = ax.get_xlim()
+    assert low < 0.7 < 0.834 < high
+
+
+def test_why_a_default_has_no_result(tmp_path: Path):
+    methods = [entry("adam", 1e-3, 1e-2, default=1e-3), entry("momo", 1.0, 2.0, default=1.0), entry("sgd", 0.1)]
+    methods.append(entry("prodigy", 1.0, 2.0, default=1.0))
+
+    def status(run: Run) -> str | None:
+        return {("adam", 1e-3): "crashed", ("momo", 1.0): "running", ("prodigy", 1.0): None}.get(
+            (run.method, run.lr), "done"
+        )
+
+    folder = build(tmp_path / "s", study(methods=methods), lambda run: 0.8, status=status)
+    absent = load(folder).tasks[0].absent
+    assert absent == {"adam": "crashed", "momo": "running", "sgd": "none", "prodigy": "not yet run"}
+
+
+RATES = {1e-3: 0.5, 1e-2: 0.7, 1e-1: 0.9}
+HEADLINES = [
+    ("one method, one lr", [entry("adam", 1e-3, default=1e-3)], {"adam": RATES},
+     "At its default lr, Adam ends at 50.0 % validation accuracy."),
+    ("one method", [entry("adam", *RATES, default=1e-3)], {"adam": RATES},
+     "At its default lr, Adam ends at 50.0 % validation accuracy; with the best of its 3 learning rates at 90.0 %."),
+    ("default is best", [entry("adam", *RATES, default=1e-1)], {"adam": RATES},
+     "At its default lr, Adam ends at 90.0 % validation accuracy; none of its 3 learning rates does better."),
+    ("two alike", [entry("adam", 1e-1, default=1e-1), entry("momo", 1e-1, default=1e-1)],
+     {"adam": RATES, "momo": RATES}, "At their default lr, Adam and MoMo end at 90.0 % validation accuracy."),
+    ("without Adam", [entry("momo", *RATES, default=1e-2), entry("sgd", *RATES, default=1e-3)],
+     {"momo": RATES, "sgd": RATES | {1e-1: 0.95}},
+     "At its default lr, MoMo ends at 70.0 % validation accuracy, best of 2; SGD with the best of 3 learning rates at "
+     "95.0 %."),
+    ("defaults learn nothing", [entry("adam", *RATES, default=1e-3), entry("sgd", 1e-3, default=1e-3)],
+     {"adam": RATES | {1e-3: 0.1}, "sgd": {1e-3: None}},
+     "At their default lr, none of 2 methods learns; Adam with the best of 3 learning rates at 90.0 %."),
+    ("rates of their own", [entry("adam", 1e-3, 1e-2), entry("momo", 1.0)],
+     {"adam": RATES, "momo": {1.0: 0.72}}, "MoMo at lr 1 ends at 72.0 % validation accuracy, best of 2 methods."),
+    ("single rates", [entry("adam", 1e-1), entry("momo", 1.0)],
+     {"adam": RATES, "momo": {1.0: 0.72}}, "Adam at lr 0.1 ends at 90.0 % validation accuracy, best of 2 methods."),
+    ("nothing learned", [entry("sgd", 1e-3)], {"sgd": {1e-3: None}}, "No method has learned anything yet."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("methods", "values", "said"), [it[1:] for it in HEADLINES], ids=[it[0] for it in HEADLINES])
+def test_headline_fits_the_study(tmp_path: Path, methods: list[MethodEntry], values: dict, said: str):
+    folder = build(tmp_path / "s", study(methods=methods), by_rate(values))
+    found = load(folder)
+    assert headline(found, report.names(found.study)) == said
+    assert report.write(folder).exists()  # with one, two or three learning rates
+
+
+def test_headline_of_two_tasks_and_of_five(tmp_path: Path):
+    methods = [entry("adam", 1e-3, 1e-2, default=1e-3), entry("prodigy", 1.0, default=1.0)]
+
+    def final(run: Run) -> float:
+        if run.task == TEXT.name:
+            return {1e-3: 2.2, 1e-2: 2.0, 1.0: 2.5}[run.lr]
+        return {1e-3: 0.6, 1e-2: 0.82, 1.0: 0.81 if run.task in (MLP.name, "t0") else 0.7}[run.lr]
+
+    two = load(build(tmp_path / "two", study([MLP, TEXT], methods), final))
+    assert headline(two, report.names(two.study)) == (
+        "Best of 2 at their default lr: Prodigy on fashion-mlp (81.0 %), Adam on sotu-transformer (2.200); "
+        "Adam with the best of its learning rates gets 82.0 % and 2.000."
+    )
+    tasks = [MLP, TEXT, *(MLP.model_copy(update={"name": f"t{i}"}) for i in range(3))]
+    five = load(build(tmp_path / "five", study(tasks, methods), final))
+    assert headline(five, report.names(five.study)) == (
+        "At its default lr, Prodigy comes close to the best of all methods and learning rates on 2 of 5 tasks, the "
+        "most of 2 methods; Adam with the best of its learning rates on 5."
+    )
+
+
+def test_a_method_has_its_colour_in_every_report():
+    pair, more = charts.styles({"adam": "", "prodigy": ""}), charts.styles({"sgd": "", "prodigy": "", "adam": ""})
+    for method in pair:
+        assert (pair[method].color, pair[method].marker) == (more[method].color, more[method].marker)
+    known = ["adam", "adamw", "prodigy", "momo_adam", "momo", "sgd", "schedule_free_adamw", "mechanic_adamw"]
+    assert len({style.color for style in charts.styles(dict.fromkeys(known, "")).values()}) == len(known)
+    # An option or a schedule changes the colour only beside the plain method.
+    alone = charts.styles({"adam(schedule=linear)": ""})["adam(schedule=linear)"]
+    beside = charts.styles({"adam(schedule=linear)": "", "adam": ""})
+    assert alone.color == beside["adam"].color != beside["adam(schedule=linear)"].color
+
+
+def test_no_two_methods_of_a_report_look_alike():
+    names = [*untuned.list(), "adam(schedule=linear)", "compose(adam, momo)", "prodigyopt:Prodigy", "adam(eps=1e-6)"]
+    looks = charts.styles(dict.fromkeys(names, ""))
+    assert list(looks) == names and len({(s.marker, str(s.dash)) for s in looks.values()}) == len(names)
+
+
+def test_schedule_of_all_methods_is_told_once(tmp_path: Path):
+    linear = {"schedule": "linear", "warmup": 0.05}
+    both = study(methods=[entry("adam", 0.1, **linear), entry("momo", 0.1, **linear)])
+    assert report.names(both) == {
+        "adam(schedule=linear, warmup=0.05)": "Adam",
+        "momo(schedule=linear, warmup=0.05)": "MoMo",
+    }
+    text = text_of(report.write(build(tmp_path / "both", both, lambda run: 0.5)))
+    assert "All with schedule linear behind a warm-up over 5 % of the run." in text
+    one = study(methods=[entry("adam", 0.1, **linear), entry("momo", 0.1, warmup=0.05)])
+    assert list(report.names(one).values()) == ["Adam(schedule=linear)", "MoMo"]
+
+
+def test_table_in_the_terminal(tmp_path: Path):
+    methods = [entry("adam", 1e-3, 1e-2, default=1e-3), entry("sgd", 0.1, default=1e-3)]
+    final = by_rate({"adam": {1e-3: 0.8, 1e-2: 0.832}, "sgd": {0.1: None}})
+    folder = build(tmp_path / "s", study(methods=methods), final)
+    [found] = report.summary_tables(load(folder))
+    console = Console(width=100, file=io.StringIO())
+    console.print(found)
+    said = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore
+    assert "Adam 0.001 80.0 0.01 83.2 ≥ 0.6 0 of 6 100 µs" in said
+    assert "SGD 0.001 not run 0.1 10.0 0 3 of 3 60 µs" in said
+    crashed = build(tmp_path / "c", study(methods=methods), final, status=lambda run: "crashed")
+    assert report.summary_tables(load(crashed)) == []
+
+
+def test_footer_has_minutes_processor_and_the_last_command(tmp_path: Path):
+    folder = build(tmp_path / "s", study(), lambda run: 0.5)
+    (folder / "command.txt").write_text(
+        "2026-01-02 03:04:05 UTC: untuned compare a\n2026-01-02 03:05:06 UTC: untuned compare b --out <s>\n"
+    )
+    db = sqlite3.connect(folder / "ledger.sqlite")
+    db.execute(
+        "update runs set machine = ?", [json.dumps({"system": "Linux", "processor": "Example 3000", "cores": 2})]
+    )
+    db.commit()
+    text = text_of(report.write(folder))
+    assert "2.5 minutes of training in all Command untuned compare b --out <s> Versions" in text
+    assert "Machine processor Example 3000, system Linux, cores 2" in text
+
+
+@pytest.mark.parametrize(("count", "text"), [(648, "648 B"), (999.9, "1 kB"), (1.25e6, "1.25 MB"), (math.nan, "–")])
+def test_memory_as_people_read_it(count: float, text: str):
+    assert report.size(count) == text
+
+
+def test_two_points_can_be_seen_at_the_top_and_a_few_learning_rates_are_named(tmp_path: Path):
+    methods = [entry("adam", 3e-4, 6e-4), entry("momo", 3e-4)]
+    final = by_rate({"adam": {3e-4: 0.9, 6e-4: 0.92}, "momo": {3e-4: 0.5}})
+    result = load(build(tmp_path / "s", study(methods=methods), final)).tasks[0]
+    ax = axes(charts.lr_picture, result, looks=charts.styles({"adam": "Adam", "momo": "MoMo"}))
+    place = (ax.transScale + ax.transLimits).transform
+    assert place((1e-3, 0.92))[1] - place((1e-3, 0.9))[1] > 0.12  # of the height, for 2 of the 82 points above chance
+    assert list(ax.get_xticks()) == [3e-4, 6e-4]
+    firsts = [line.get_xdata()[0] for line in ax.lines if line.get_marker() not in ("None", "x")]
+    assert len(set(firsts)) == 3  # methods with one lr in common stand side by side

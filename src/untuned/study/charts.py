@@ -169,7 +169,7 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
         # learning rates, all of them are apart, each with its range.
         place = (i + 0.5) / len(result.outcomes) - 0.5
         aside = 10 ** (0.3 * place)
-        apart = 10 ** (0.16 * width * place) if len(grid) <= 3 else 1.0
+        apart = 10 ** (min(0.16 * width, 0.35) * place) if len(grid) <= 3 else 1.0
         lrs = apart * np.array(outcome.lrs)
         _line(ax, lrs, mean, band, style)
         if len(grid) <= 3:
@@ -405,7 +405,7 @@ def _metric_axis(ax: Axes, which: Literal["x", "y"], metric: Metric, worst: floa
     low, high = -1.07 * span, 0.06 * span
     limit(float(value_of(low)), float(value_of(high)))
     label(metric.unit + ("" if metric.maximize else ", lower is better"))
-    ticks = _ticks((0.07 if which == "y" else 0.11) * (high - low), low, high, value_of, goodness)
+    ticks = _ticks((0.07 if which == "y" else 0.14) * (high - low), low, high, value_of, goodness)
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_ticks(ticks)
     axis.set_minor_locator(NullLocator())

@@ -78,7 +78,7 @@ def _of_few(of: Sequence[TaskResult], names: Names) -> str:
             [f"{_short(t.metric, s.default.mean)} on {t.task.name}" for t in of for s in t.summaries if s.default]
         )
     else:
-        text = f"Best of {len(ran)} at {'its' if len(ran) == 1 else 'their'} default lr: {_and(said)}"
+        text = f"Best of {len(ran)} at {'its' if len(ran) == 1 else 'their'} default lr: {', '.join(said)}"
     references = [_reference(t.summaries, t.metric) for t in of]
     if (tuned := references[0]) and all(r and r.method == tuned.method for r in references):
         values = _and([_short(t.metric, r.mean) for t, r in zip(of, references, strict=True) if r])

@@ -167,6 +167,13 @@ def _columns(result: TaskResult) -> list[tuple[str, str]]:
             (works, own), (works, overall), ("", "diverged runs")]  # fmt: skip
 
 
+def _alone(about: str, column: str) -> str:
+    """Name of a column where its group does not stand above it."""
+    if column == "lr":
+        return about.removeprefix("at the ")
+    return f"{about} {column}" if about.startswith("decades") else f"{column} {about}".strip()
+
+
 def _cells(result: TaskResult, s: Summary, name: str) -> list[str]:
     def ends(mean: float, n: int, interval: tuple[float, float] | None) -> list[str]:
         between = f"{text(interval[0])} to {text(interval[1])}" if interval else "none (n = 1)" if n else "–"
@@ -187,7 +194,7 @@ def _cells(result: TaskResult, s: Summary, name: str) -> list[str]:
 
 
 def _markdown(result: TaskResult) -> str:
-    header = [column if not about else f"{about}: {column}" for about, column in _columns(result)]
+    header = [_alone(*column) for column in _columns(result)]
     rows = [header, ["---"] * len(header), *(_cells(result, s, s.method) for s in result.summaries)]
     return f"### {result.task.title}\n\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
@@ -319,7 +326,7 @@ def _task(result: TaskResult, lrs: Sequence[float], looks: Mapping[str, Style]) 
         ),
         "cost": draw(charts.step_costs, "Step cost", tall, summaries=summaries),
         "groups": [(about, len(list(columns))) for about, columns in groupby(c[0] for c in _table_columns(result))],
-        "columns": _table_columns(result),
+        "columns": [(*column, _alone(*column)) for column in _table_columns(result)],
         "rows": rows,
     }
 

@@ -108,7 +108,8 @@ def _command(folder: Path) -> str:
         lines = (folder / "command.txt").read_text(encoding="utf-8").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return line.partition(" UTC: ")[2] or line  # its time stands before it
 
 
 def crashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
