@@ -188,7 +188,7 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
 
 
 def grouped(model: torch.nn.Module, decayed: bool) -> list[Any]:
-    """The named parameters of a model that need a gradient; if `decayed`, those below two dimensions in a group without.
+    """The named parameters of a model that need a gradient; if `decayed`, those below two dimensions in a group apart.
 
     >>> import torch
     >>> [len(group["params"]) for group in grouped(torch.nn.Linear(3, 2), decayed=True)]

@@ -118,7 +118,7 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Be the only process that adds to this study; half-written curves of a dead one are removed."""
         # An open SQLite transaction is a lock that every platform has and that dies with its process.
-        lock = sqlite3.connect(self.folder / ".lock", timeout=0, isolation_level=None)
+        lock = sqlite3.connect(self.folder / ".lock", timeout=1, isolation_level=None)
         try:
             lock.execute("begin exclusive")
         except sqlite3.OperationalError as error:
