@@ -15,6 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import chain, count, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def find_lr(
         lrs.append(lr)
         smoothed.append(value)
         loss.backward()
-        inputs: dict[str, torch.Tensor | None] = {"loss": loss.detach()} if takes_loss else {}
+        inputs: dict[str, Any] = {"loss": loss.detach()} if takes_loss else {}
         inputs |= {"sample_ids": sample_ids} if records else {}
         optimizer.step(**inputs)
     read_off = steepest if given.get("rule", "steepest") == "steepest" else valley
