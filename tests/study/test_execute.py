@@ -22,7 +22,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Run]:
     """Runs take no time: what `train` returns is made up from lr. The list has all that were made, in order."""
     made: list[Run] = []
 
-    def quick(store: Store, workers: int, view: sweep.View, retry_crashed: bool = False, norms: bool = False) -> None:
+    def quick(store: Store, _: int, view: sweep.View, retry_crashed: bool = False, *others: object) -> None:
         with store.writing():
             for run in sweep.pending(store, retry_crashed):
                 made.append(run)
