@@ -11,21 +11,7 @@ from torch import nn
 from untuned.study import data, tasks
 from untuned.study.tasks import cifar, helmholtz, reinforcement, units
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cifar_stand_in(tmp_path_factory):
-    """A fetched "cifar-10" of 300 + 100 random images; the first is of one colour."""
-    folder = tmp_path_factory.mktemp("cache")
-    random = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 300), ("test", 100)):
-        arrays[f"x_{split}"] = random.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
-        arrays[f"y_{split}"] = random.integers(10, size=count, dtype=np.uint8)
-    arrays["x_train"][0] = [255, 0, 51]
-    np.savez(folder / "cifar-10.npz", **arrays)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTUNED_DATA", str(folder))
-        yield
+pytestmark = pytest.mark.usefixtures("fetched")
 
 
 def parameters(model):
@@ -66,7 +52,7 @@ def test_no_such_units(name):
         tasks.load(name)
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.names() if name != "mnist-mlp"])
+@pytest.mark.parametrize("name", tasks.names())
 def test_every_task_is_the_same_in_other_units(name):
     task, scaled = tasks.load(name), tasks.load(f"{name}/1000")
     model, model_scaled = task.model(2), scaled.model(2)

@@ -11,7 +11,7 @@ import torch
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Memory that an optimizer holds beside parameters and gradients, each storage once."""
-    own = {p.data_ptr() for group in optimizer.param_groups for p in group["params"]}
+    own = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
     held = _tensors([*optimizer.state.values(), *optimizer.param_groups])
     storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in held) if s.data_ptr() not in own}
     return sum(storages.values())

@@ -67,11 +67,20 @@ def label(
     said += [f"lr={probe}"] if probe else []
     said += [f"schedule={schedule}"] if schedule else []
     said += [
-        f"{key}={value:g}" for key, value, usual in (("warmup", warmup, 0), ("budget", budget, 1)) if value != usual
+        f"{key}={_number(value)}"
+        for key, value, usual in (("warmup", warmup, 0), ("budget", budget, 1))
+        if value != usual
     ]
     if not said:
         return name
-    return f"{name[:-1]}, {', '.join(said)})" if name.endswith(")") else f"{name}({', '.join(said)})"
+    if name.endswith(")"):
+        return f"{name[:-1]}{', ' if name[-2] != '(' else ''}{', '.join(said)})"
+    return f"{name}({', '.join(said)})"
+
+
+def _number(value: float) -> str:
+    """`0.05`: as short as it can be and still be the same number."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 # Reading
@@ -90,10 +99,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
 
     Option values are Python literals; see the head of this module for all that can be written. Raises StudyError.
     """
-    for short, long in SHORT.items():
-        text = re.sub(rf"(?<![\w:.-]){short}(?![\w(-])", long, text)
     # What Python does not read: the colon of module:Class becomes a name that nobody has.
-    readable = re.sub(r"(?<=\w):(?=[A-Za-z_])", "._colon_.", text)
+    readable = _outside_quotes(text, lambda part: re.sub(r"(?<=\w):(?=[A-Za-z_])", "._colon_.", part))
     try:
         tree = ast.parse(f"[{readable}]", mode="eval").body
     except SyntaxError as error:
@@ -103,22 +110,32 @@ def parse_methods(text: str) -> list[MethodSpec]:
     return [_method(node) for node in tree.elts]
 
 
+def _outside_quotes(text: str, change: Callable[[str], str]) -> str:
+    parts = re.split(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", text)
+    return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
+
+
 def _text(node: ast.AST) -> str:
-    return ast.unparse(node).replace(" - ", "-").replace("._colon_.", ":")
+    return _outside_quotes(ast.unparse(node), lambda part: part.replace(" - ", "-").replace("._colon_.", ":"))
 
 
 def _method(node: ast.expr) -> MethodSpec:
     source, keywords, composed = _text(node), [], False
+    if source in SHORT:
+        return _method(ast.parse(SHORT[source], mode="eval").body)
     if isinstance(node, ast.Call):
         composed = isinstance(node.func, ast.Name) and node.func.id == "compose"
         if (node.args and not composed) or any(keyword.arg is None for keyword in node.keywords):
             raise StudyError(f"methods: {source}: options need names, as in adam(eps=1e-6)")
         keywords = node.keywords
+        _refuse_repetition(source, [str(keyword.arg) for keyword in keywords])
     given = {str(keyword.arg): keyword.value for keyword in keywords}
     own = {key: given.pop(key) for key in ("lr", "schedule", "warmup", "budget") if key in given}
     if composed:
         assert isinstance(node, ast.Call)
         lrs = [lr for part in node.args for lr in _lr_of(part)]
+        lrs += [own["lr"]] if "lr" in own else []
+        _refuse_repetition(source, ["lr"] * len(lrs))
         if lrs:
             own["lr"] = lrs[0]
         name = f"compose({', '.join(_text(part).removesuffix('()') for part in node.args)})"
@@ -138,6 +155,12 @@ def _method(node: ast.expr) -> MethodSpec:
     return found._replace(lrs=ascending(value if isinstance(value, tuple) else (value,), f"{name}(lr=...)"))
 
 
+def _refuse_repetition(source: str, options: Sequence[str]) -> None:
+    for option in options:
+        if options.count(option) > 1:
+            raise StudyError(f"methods: {source}: {option} is given twice")
+
+
 def _lr_of(part: ast.expr) -> list[ast.expr]:
     """The lr that a part of a composition was given, which is taken out of it: it is that of the run."""
     if not isinstance(part, ast.Call):
@@ -151,12 +174,17 @@ def _literal(name: str, option: str, node: ast.expr) -> Any:
     try:
         value = ast.literal_eval(node)
         json.dumps(value, allow_nan=False)
-        return value
+        return _tuples(value)
     except (ValueError, TypeError):
         raise StudyError(
             f"methods: {name}: option {option} must be a number, string, boolean, None or tuple of those, "
             f"not {_text(node)}"
         ) from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists become tuples, as they are in a study."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _name_of(node: ast.expr) -> str:
@@ -189,13 +217,19 @@ def parse_schedule(text: str) -> str:
         shape = _name_of(node)
         arguments = [ast.literal_eval(value) for value in (node.args if isinstance(node, ast.Call) else [])]
         keywords = node.keywords if isinstance(node, ast.Call) else []
-        options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
-    except (SyntaxError, ValueError):
+        options = {str(keyword.arg): _tuples(ast.literal_eval(keyword.value)) for keyword in keywords}
+    except (SyntaxError, TypeError, ValueError):
         raise StudyError(f"schedule: cannot read {text!r}; write linear, wsd(decay=0.1) or refined('file')") from None
     if shape == "refined":
         return _refined(arguments, options)
     if shape not in SHAPES or arguments:
         raise StudyError(f"schedule: {text!r} is none of {', '.join(SHAPES)} with options, nor refined('file')")
+    if "warmup" in options:
+        raise StudyError(f"schedule: warmup is an option of the method, as in adam(schedule={shape}, warmup=0.05)")
+    known = list(inspect.signature(SHAPES[shape]).parameters)[2:]
+    if wrong := sorted(options.keys() - {*known}):
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise StudyError(f"schedule: {shape} has no option {wrong[0]!r}; {has}")
     try:
         Schedule(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), shape, 10, **options)
     except (TypeError, ValueError) as error:
@@ -209,9 +243,8 @@ def _refined(arguments: list[Any], options: dict[str, Any]) -> str:
     if len(arguments) != 1 or not isinstance(arguments[0], str) or options.keys() - {"power", "tau", "sha256"}:
         raise StudyError("schedule: refined takes the file of a schedule or log, and power and tau: refined('file')")
     path = Path(arguments[0])
-    files = sorted(path.glob("*")) if path.is_dir() else [path]
     try:
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        digest = _digest(path)
         Refined(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), path, 10, **{"power": 2} | {
             key: options[key] for key in ("power", "tau") if key in options
         })  # fmt: skip
@@ -223,7 +256,15 @@ def _refined(arguments: list[Any], options: dict[str, Any]) -> str:
     return f"refined({', '.join(said)})"
 
 
+def _digest(path: Path) -> str:
+    """Of a file, or of all files of a folder."""
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def _range_test(node: ast.expr) -> str:
+    if isinstance(node, ast.Call) and node.args:
+        raise StudyError("methods: range_test: options need names, as in range_test(steps=60)")
     keywords = node.keywords if isinstance(node, ast.Call) else []
     options = {str(keyword.arg): _literal("range_test", str(keyword.arg), keyword.value) for keyword in keywords}
     known = {"steps": 100, "low": 1e-7, "high": 10.0, "rule": "steepest"}
@@ -231,7 +272,8 @@ def _range_test(node: ast.expr) -> str:
         raise StudyError(f"methods: range_test has no option {wrong[0]!r}; it has {', '.join(known)}")
     given = known | options
     whole = isinstance(given["steps"], int) and given["steps"] >= 10
-    if not (whole and 0 < given["low"] < given["high"] < math.inf and given["rule"] in RULES):
+    real = all(isinstance(given[key], int | float) for key in ("low", "high"))
+    if not (whole and real and 0 < given["low"] < given["high"] < math.inf and given["rule"] in RULES):
         raise StudyError(
             f"methods: range_test needs steps >= 10, 0 < low < high and a rule of {', '.join(RULES)}, not {given}"
         )
@@ -294,7 +336,8 @@ def create(
         else:
             chosen[role] = part
     chosen.setdefault("step_size", step_sizes.Fixed(lr=lr))
-    engine = {key: value for key, value in engine.items() if key not in chosen}
+    if "gradient" in chosen:  # what the study watches stands before what changes gradients
+        chosen["gradient"] = [*engine.pop("gradient", []), *chosen["gradient"]]
     decayed = bool(getattr(chosen.get("decay"), "weight_decay", 0.0))
     return untuned.compose(grouped(model, decayed), **chosen, **options, **engine)
 
@@ -363,7 +406,8 @@ def _part(node: ast.expr) -> Callable[[float | None], Any]:
         )
     options: dict[str, Any] = {}
     for keyword in node.keywords if isinstance(node, ast.Call) else []:
-        nested = _name_of(keyword.value).replace("_", "").lower() in _parts()
+        named = isinstance(keyword.value, ast.Call | ast.Name)
+        nested = named and _name_of(keyword.value).replace("_", "").lower() in _parts()
         options[str(keyword.arg)] = (
             _part(keyword.value)(None) if nested else _literal(word, str(keyword.arg), keyword.value)
         )
@@ -382,6 +426,8 @@ def follow(optimizer: torch.optim.Optimizer, schedule: str, warmup: float, steps
     call = ast.parse(schedule or "constant", mode="eval").body
     options = {str(k.arg): ast.literal_eval(k.value) for k in (call.keywords if isinstance(call, ast.Call) else [])}
     if isinstance(call, ast.Call) and call.args:
-        options.pop("sha256", None)
-        return Refined(optimizer, ast.literal_eval(call.args[0]), steps, **options)
+        path = ast.literal_eval(call.args[0])
+        if options.pop("sha256", "") != _digest(Path(path)):
+            raise StudyError(f"schedule: {path} has changed since the study began")
+        return Refined(optimizer, path, steps, **options)
     return Schedule(optimizer, _name_of(call), steps, warmup=min(round(warmup * steps), steps - 1), **options)

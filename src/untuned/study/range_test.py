@@ -10,14 +10,18 @@ numbers are not compared with here.
 
 import ast
 import copy
+import inspect
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from itertools import chain, count, islice
+from itertools import chain, count, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
 
+from untuned.optimizer.optimizer import Optimizer
+from untuned.study import methods
 from untuned.study.config import Run
 from untuned.study.tasks import Task
 
@@ -40,8 +44,11 @@ def find_lr(
     trial = copy.deepcopy(model)
     optimizer = create(trial, low)
     lrs, smoothed, mean, used = [], [], 0.0, 0
+    takes_loss = isinstance(optimizer, Optimizer) or "loss" in inspect.signature(optimizer.step).parameters
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
-    for step, batch in enumerate(islice(stream, steps)):
+    records = methods.records_samples(run.method)
+    ids = chain.from_iterable(task.ids(run.seed, epoch) for epoch in count()) if records else repeat(None)
+    for step, (batch, sample_ids) in enumerate(islice(zip(stream, ids, strict=False), steps)):
         lr = low * (high / low) ** (step / (steps - 1))
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -55,7 +62,9 @@ def find_lr(
         lrs.append(lr)
         smoothed.append(value)
         loss.backward()
-        optimizer.step()
+        inputs: dict[str, Any] = {"loss": loss.detach()} if takes_loss else {}
+        inputs |= {"sample_ids": sample_ids} if records else {}
+        optimizer.step(**inputs)
     read_off = steepest if given.get("rule", "steepest") == "steepest" else valley
     return (read_off(lrs, smoothed) if lrs else low), used
 

@@ -14,9 +14,9 @@ margin = 0.02
 
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, StrictFloat, StrictInt, ValidationError
 
 from untuned.study.config import RuleEntry, Study, StudyError, parse_lrs, parse_methods, resolve
 
@@ -26,21 +26,26 @@ DEMO_METHODS = "sgd(momentum=0.9),adam,momo,momo_adam,prodigy,schedule_free_adam
 LRS = "default,1e-4:1e2:7"
 
 
+def _split(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
 class Request(BaseModel):
     """A study as people write it; `resolve` checks it. Lists and texts with commas mean the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: tuple[str, ...] = DEMO_TASKS
+    tasks: Annotated[tuple[str, ...], BeforeValidator(_split)] = DEMO_TASKS
     methods: str | tuple[str, ...] = DEMO_METHODS
     lr: str | float | tuple[str | float, ...] = LRS
-    seeds: int = 3
-    budget: float | None = None
+    seeds: StrictInt = 3
+    budget: StrictFloat | None = None
     schedule: str = ""
     warmup: float = 0.0
     stop_hopeless: bool = False
     tune: bool = False
     rules: tuple[RuleEntry, ...] = ()
+    _file: str = PrivateAttr("")  # that it was read from
 
     @classmethod
     def of(cls, tasks: list[str], **given: Any) -> Self:
@@ -61,15 +66,24 @@ class Request(BaseModel):
         if "tasks" not in values:
             values.setdefault("budget", DEMO_BUDGET)
         try:
-            return cls.model_validate(values)
+            request = cls.model_validate(values)
         except ValidationError as error:
             wrong = error.errors()[0]
             place = ".".join(map(str, wrong["loc"]))
-            known = f"; there are {', '.join(cls.model_fields)}" if wrong["type"] == "extra_forbidden" else ""
+            fields = cls.model_fields if len(wrong["loc"]) == 1 else RuleEntry.model_fields
+            known = f"; there are {', '.join(fields)}" if wrong["type"] == "extra_forbidden" else ""
             raise StudyError(f"{where}: {place}: {wrong['msg']}, not {wrong['input']!r}{known}") from None
+        request._file = "" if where == "study" else where
+        return request
 
     def resolve(self) -> Study:
-        """The study, with all tasks loaded and all optimizers built once. Raises StudyError."""
+        """The study, with all tasks loaded and all optimizers built once. Raises StudyError, which names the file."""
+        try:
+            return self._resolve()
+        except StudyError as error:
+            raise StudyError(f"{self._file}: {error}" if self._file else str(error)) from None
+
+    def _resolve(self) -> Study:
         lrs = self.lr if isinstance(self.lr, tuple) else (self.lr,)
         return resolve(
             self.tasks,
