@@ -239,7 +239,7 @@ def test_an_optimizer_without_a_default_lr_needs_one(tmp_path: Path, monkeypatch
 def test_a_common_schedule_is_that_of_methods_that_name_none() -> None:
     found = resolve(
         ["tiny:Line"],
-        parse_methods("adam,sgd(schedule=linear),prodigy(warmup=0.2)"),
+        parse_methods("adam,sgd(schedule=linear),prodigy(warmup=0.2),adamw(schedule=constant, warmup=0)"),
         (0.1,),
         seeds=1,
         schedule="wsd(decay=0.1)",
@@ -249,8 +249,9 @@ def test_a_common_schedule_is_that_of_methods_that_name_none() -> None:
         "adam(schedule=wsd(decay=0.1), warmup=0.05)",
         "sgd(schedule=linear, warmup=0.05)",
         "prodigy(schedule=wsd(decay=0.1), warmup=0.2)",
+        "adamw",
     ]
-    assert {run.schedule for run in found.runs()} == {"wsd(decay=0.1)", "linear"}
+    assert {run.schedule for run in found.runs()} == {"wsd(decay=0.1)", "linear", ""}
     with pytest.raises(StudyError, match=r"methods: adam\(schedule=linear\) is given twice"):
         resolve(["tiny:Line"], parse_methods("adam,adam(schedule=linear)"), (0.1,), seeds=1, schedule="linear")
     for schedule, warmup, part in (("lineer", 0.0, "schedule: 'lineer'"), ("", 1.0, "warmup: is a part of the run")):

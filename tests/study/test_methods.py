@@ -72,12 +72,12 @@ TEXTS = {
     "adam(schedule=linear, warmup=0.05)": MethodSpec("adam", {}, None, "linear", 0.05),
     "adam(schedule='linear')": MethodSpec("adam", {}, None, "linear"),
     "adam(schedule=linear())": MethodSpec("adam", {}, None, "linear"),
-    "adam(schedule=constant)": MethodSpec("adam", {}),
+    "adam(schedule=constant, warmup=0)": MethodSpec("adam", {}, None, "", 0.0),
     "adam(schedule=wsd(decay=0.1), eps=1e-6)": MethodSpec("adam", {"eps": 1e-6}, None, "wsd(decay=0.1)"),
     "adam(schedule=step(at=[0.5, 0.9], factor=0.2))": MethodSpec(
         "adam", {}, None, "step(at=(0.5, 0.9), factor=0.2)"
     ),
-    "adamw(warmup=0.123456789, budget=0.25)": MethodSpec("adamw", {}, None, "", 0.123456789, 0.25),
+    "adamw(warmup=0.123456789, budget=0.25)": MethodSpec("adamw", {}, None, None, 0.123456789, 0.25),
     "adamw(budget=1)": MethodSpec("adamw", {}),
     "adamw(lr=range_test)": MethodSpec("adamw", {}, (1.0,), probe="range_test"),
     "adamw(lr=range_test())": MethodSpec("adamw", {}, (1.0,), probe="range_test"),
@@ -115,7 +115,8 @@ def test_methods_are_read(text: str) -> None:
 def test_labels_are_read_as_what_they_label(text: str) -> None:
     found = one(text)
     again = one(found.label)
-    assert again == found._replace(lrs=found.lrs if found.probe else None)
+    usual = {"schedule": found.schedule or None, "warmup": found.warmup or None}  # what is usual is not said
+    assert again == found._replace(lrs=found.lrs if found.probe else None, **usual)
     assert again.label == found.label
 
 
@@ -148,7 +149,7 @@ def test_every_label_is_read_as_what_it_labels(
     name: str, options: dict[str, Any], schedule: str, warmup: float, budget: float, probe: str
 ) -> None:
     written = label(name, options, schedule, warmup, budget, probe)
-    expected = MethodSpec(name, options, (1.0,) if probe else None, schedule, warmup, budget, probe)
+    expected = MethodSpec(name, options, (1.0,) if probe else None, schedule or None, warmup or None, budget, probe)
     assert one(written) == expected
     assert parse_methods(f"sgd,{written},{written}")[1:] == [expected, expected]
 

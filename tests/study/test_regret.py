@@ -238,7 +238,7 @@ def test_the_command_prints_the_table_and_refuses_what_it_does_not_know(tmp_path
     words = ["regret", "sgd(lr=0.03)", "--task", "tiny:Line", "--seeds", "1", "--workers", "1", "--out", tmp_path / "s"]
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.output
-    assert "mean regret" in " ".join(result.output.split())
+    assert "Regret over 1 task, 1 seed" in result.output
     assert "regret.html" in result.output
     result = CliRunner().invoke(app, ["regret", "--suite", "nothing"])
     assert isinstance(result.exception, StudyError)

@@ -23,8 +23,8 @@ stop_hopeless = true
 tune = true
 
 [[rules]]
-method = "torch.optim:NAdam(schedule=wsd(decay=0.1), warmup=0.05)"
-against = "compose(adam, momo(lb=1.0), schedule_free, schedule=wsd(decay=0.1), warmup=0.05)"
+method = "torch.optim:NAdam"
+against = "compose(adam, momo(lb=1.0), schedule_free)"
 at = "best"
 statistic = "iqm"
 margin = 0.02

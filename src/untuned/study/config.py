@@ -332,16 +332,17 @@ def resolve(
         methods=tuple(entries),
         seeds=tuple(range(seeds)),
         stop_hopeless=stop_hopeless,
-        rules=tuple(_rule(rule, entries) for rule in rules),
+        rules=tuple(_rule(rule, entries, common, warmup) for rule in rules),
     )
 
 
-def _rule(rule: RuleEntry, entries: Sequence[MethodEntry]) -> RuleEntry:
+def _rule(rule: RuleEntry, entries: Sequence[MethodEntry], schedule: str, warmup: float) -> RuleEntry:
     """With methods as the study writes them."""
     found = {}
     for side in ("method", "against"):
         asked = getattr(rule, side)
-        labels = {spec.label for spec in parse_methods(asked)} & {entry.label for entry in entries}
+        named = {_entry(spec, (1.0,), schedule, warmup).label for spec in parse_methods(asked)}
+        labels = named & {entry.label for entry in entries}
         if len(labels) != 1:
             raise StudyError(f"rules: {side} = {asked!r} is none of {', '.join(entry.label for entry in entries)}")
         found[side] = labels.pop()
@@ -355,11 +356,12 @@ def _entry(spec: MethodSpec, lrs: Sequence[float | str], schedule: str, warmup: 
     tried = spec.lrs or ascending([usual if lr == DEFAULT else lr for lr in lrs], "lr")
     if not tried:
         raise StudyError(f"methods: {spec.label} has no learning rate")
+    chosen = schedule if spec.schedule is None else spec.schedule
     return MethodEntry(
         name=spec.name,
         options=spec.options,
-        schedule=spec.schedule or schedule,
-        warmup=spec.warmup or (0.0 if (spec.schedule or schedule).startswith("refined") else warmup),
+        schedule=chosen,
+        warmup=spec.warmup if spec.warmup is not None else (0.0 if chosen.startswith("refined") else warmup),
         budget=spec.budget,
         probe=spec.probe,
         lrs=tried,

@@ -38,20 +38,20 @@ class StudyError(ValueError):
 
 
 class MethodSpec(NamedTuple):
-    """A method as asked for; `lrs` is None if it takes the learning rates of the study."""
+    """A method as asked for; what is None is that of the study."""
 
     name: str
     options: dict[str, Any]
     lrs: tuple[float, ...] | None = None
-    schedule: str = ""
-    warmup: float = 0.0
+    schedule: str | None = None
+    warmup: float | None = None
     budget: float = 1.0
     probe: str = ""
 
     @property
     def label(self) -> str:
         """The method as people write it, without lr."""
-        return label(self.name, self.options, self.schedule, self.warmup, self.budget, self.probe)
+        return label(self.name, self.options, self.schedule or "", self.warmup or 0.0, self.budget, self.probe)
 
 
 def label(
@@ -193,18 +193,19 @@ def _name_of(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else _text(node)
 
 
-def _schedule_of(name: str, own: dict[str, ast.expr]) -> tuple[str, float, float]:
-    schedule = parse_schedule(_text(own["schedule"])) if "schedule" in own else ""
-    shares = []
+def _schedule_of(name: str, own: dict[str, ast.expr]) -> tuple[str | None, float | None, float]:
+    schedule = parse_schedule(_text(own["schedule"])) if "schedule" in own else None
+    shares: list[float] = []
     for key, usual, end in (("warmup", 0.0, "below 1"), ("budget", 1.0, "at most 1")):
         value = _literal(name, key, own[key]) if key in own else usual
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not (0 <= value < 1 if key == "warmup" else 0 < value <= 1):
             raise StudyError(f"methods: {name}: {key} is a part of the run, positive and {end}, not {value!r}")
         shares.append(float(value))
-    if schedule.startswith("refined") and shares[0]:
+    if (schedule or "").startswith("refined") and shares[0]:
         raise StudyError(f"methods: {name}: a refined schedule has a warm-up of its own; leave out warmup")
-    return schedule, *shares
+    warmup, budget = shares
+    return schedule, warmup if "warmup" in own else None, budget
 
 
 def parse_schedule(text: str) -> str:

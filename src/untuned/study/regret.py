@@ -119,7 +119,7 @@ def _reference(needed: Sequence[str]) -> list[MethodEntry]:
     if not needed:
         return []
     [spec] = parse_methods(REFERENCE)
-    common = {"name": spec.name, "options": spec.options, "schedule": spec.schedule, "warmup": spec.warmup}
+    common = {"name": spec.name, "options": spec.options, "schedule": spec.schedule or "", "warmup": spec.warmup or 0.0}
     added = dict.fromkeys(needed, START)
     return [MethodEntry(**common, budget=share, lrs=(), added=added) for share in HORIZONS]
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
+from rich import box
 from rich.table import Table
 
 from untuned.study import aggregate, charts
@@ -107,13 +108,26 @@ HEADER = [
 ]
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n > 1 else ''}"
+
+
 def table(regrets: Regrets) -> Table:
-    """What the terminal shows."""
-    found = Table(title=f"{WHAT} Tuned AdamW: {REFERENCE}, best lr.", title_justify="left")
-    for i, name in enumerate(HEADER):
-        found.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    """What the terminal shows: it fits 80 columns."""
+    found = Table(
+        title=f"Regret over {_count(len(regrets.tasks), 'task')}, {_count(len(regrets.study.seeds), 'seed')}",
+        caption=f"{WHAT} Tuned AdamW: {REFERENCE}, best lr for each task and budget.",
+        box=box.SIMPLE,
+        title_justify="left",
+        caption_justify="left",
+    )
+    found.add_column("default", overflow="fold")
+    for name in ("mean", "95 %", "worst"):
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column("on")
     for row in rows_of(regrets):
-        found.add_row(*_cells(row, len(regrets.tasks)))
+        _, mean, interval, *_ = _cells(row, len(regrets.tasks))
+        found.add_row(row.contender.label, mean, interval, percent(row.worst), row.worst_task)
     return found
 
 
