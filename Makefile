@@ -8,7 +8,8 @@ BIN = $(VENV)/bin
 
 demo: $(VENV)/installed
 	$(BIN)/untuned compare --out demo
-	@echo "The report is demo/report.html"
+	$(BIN)/untuned regret --suite demo --out demo/regret
+	@echo "The reports are demo/report.html and demo/regret/regret.html"
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup

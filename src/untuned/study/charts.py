@@ -61,6 +61,7 @@ _COLORS = {  # those of Okabe and Ito and six more, by the method that has one t
     "prodigy_schedule_free": "#5E9C1E",
     "madgrad": "#C2185B",
     "schedule_free_sgd": "#00838F",
+    "range-test": "#5B2A86",
 }
 _MARKERS = "osD^vPXph*<>"
 _DASHES: tuple[Any, ...] = (
@@ -94,8 +95,8 @@ def styles(labels: Mapping[str, str]) -> dict[str, Style]:
     plain: dict[str, str] = {}  # registered name: the method that has its colour
     for method in sorted(labels, key=lambda method: (len(method), method)):
         name = re.match(r"\w*", method).group()  # pyright: ignore[reportOptionalMemberAccess]
-        if name in _registered() and re.fullmatch(r"\w+(\(.*\))?", method):
-            plain.setdefault(name, method)
+        if method in _COLORS or (name in _registered() and re.fullmatch(r"\w+(\(.*\))?", method)):
+            plain.setdefault(method if method in _COLORS else name, method)
     palette = list(_COLORS.values())
     colors: dict[str, str] = {}
     wanted: dict[str, int] = {}  # position among the pairs of marker and dash
