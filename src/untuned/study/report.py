@@ -20,7 +20,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from untuned.study import charts
+from untuned.study import charts, verdicts
 from untuned.study.charts import Style, decades, power
 from untuned.study.config import MethodEntry, Study, StudyError, label
 from untuned.study.headline import headline
@@ -138,6 +138,21 @@ def _write_tables(folder: Path, results: Results) -> None:
         ["task", "method", "step_us", "ratio"],
         [(t.task.name, s.method, s.step_us, s.step_ratio) for t, s in summaries],
     )
+    if decisions := verdicts.decide(results):
+        _csv(
+            folder / "verdicts.csv",
+            ["method", "against", "at", "statistic", "value", "low", "high", "level", "margin", "verdict"],
+            [
+                (
+                    *(d.entry.method, d.entry.against, d.entry.at, d.rule.statistic),
+                    *d.numbers,
+                    d.rule.level,
+                    d.rule.margin,
+                    d.verdict,
+                )
+                for d in decisions
+            ],
+        )
     (folder / "summary.md").write_text("\n".join(_markdown(t) for t in results.tasks), encoding="utf-8")
 
 
@@ -272,6 +287,7 @@ def _page(results: Results, looks: Mapping[str, Style]) -> dict[str, Any]:
     lrs = sorted({lr for method in study.methods for task in study.tasks for lr in method.rates(task.name)})
     days = [_day(pick(row["started"] for row in rows)) for pick in (min, max)] if rows else []
     return {
+        "decisions": verdicts.decide(results),
         "headline": headline(results, {method: style.label for method, style in looks.items()}),
         "common": _common(study),
         "command": results.command,

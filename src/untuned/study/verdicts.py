@@ -1,5 +1,6 @@
 """Verdicts on two methods of a study by rules written down before the runs: `[[rules]]` of a study's file."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +32,22 @@ class Decision:
             ),
             "cannot be told": f"whether {self.entry.method} is better than {self.entry.against} cannot be told",
         }[self.verdict]
-        return f"{said}, each {where} ({self._numbers()})"
+        return f"{said}, each {where} ({self._said()})"
 
-    def _numbers(self) -> str:
-        if self.estimate is None:
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """The estimate and the ends of its interval, NaN where there is none."""
+        value = math.nan if self.estimate is None else self.estimate.value
+        low, high = (self.estimate.interval if self.estimate else None) or (math.nan, math.nan)
+        return value, low, high
+
+    def _said(self) -> str:
+        value, low, high = self.numbers
+        if math.isnan(value):
             return "no runs"
-        low_high = self.estimate.interval
-        span = f", {100 * self.rule.level:g} % interval {low_high[0]:.3g} to {low_high[1]:.3g}" if low_high else ""
+        span = "" if math.isnan(low) else f", {100 * self.rule.level:g} % interval {low:.3g} to {high:.3g}"
         what = "probability" if self.rule.statistic == "probability" else "difference"
-        return f"{what} {self.estimate.value:.3g}{span}"
+        return f"{what} {value:.3g}{span}"
 
 
 def decide(results: Results) -> list[Decision]:
