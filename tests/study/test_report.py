@@ -23,7 +23,7 @@ import untuned
 from untuned.study import charts, report
 from untuned.study.config import MethodEntry, Run, Study, StudyError, TaskEntry
 from untuned.study.headline import headline
-from untuned.study.results import load
+from untuned.study.results import _curve, load
 
 LRS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 MLP = TaskEntry(
@@ -659,3 +659,14 @@ def test_two_points_can_be_seen_at_the_top_and_a_few_learning_rates_are_named(tm
     assert list(ax.get_xticks()) == [3e-4, 6e-4]
     firsts = [line.get_xdata()[0] for line in ax.lines if line.get_marker() not in ("None", "x")]
     assert len(set(firsts)) == 3  # methods with one lr in common stand side by side
+
+
+def test_curves_of_runs_that_begin_apart_meet_at_their_common_steps() -> None:
+    """A range test that is stopped early leaves more steps, and so more evaluations, than one that is not."""
+    columns = {"step": [60, 80, 100], "epoch": [3.0, 4.0, 5.0], "val_loss": [3.0, 2.0, 1.0]}
+    short = pa.table({**columns, "step": [73, 80, 100], "val_loss": [9.0, 4.0, 3.0]})
+    long = pa.table({"step": [41, 60, 80, 100], "epoch": [2.0, 3.0, 4.0, 5.0], "val_loss": [5.0, 4.0, 3.0, 2.0]})
+    curve = _curve([short, long], "val_loss")
+    assert curve.epoch.tolist() == [4.0, 5.0]
+    assert curve.mean.tolist() == [3.5, 2.5]
+    assert curve.band.tolist() == [[3.0, 4.0], [2.0, 3.0]]

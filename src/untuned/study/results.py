@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,18 @@ def _outcome(
 
 
 def _curve(tables: Sequence[pa.Table], name: str) -> Curve:
-    """Mean and range over runs of one length. Zeros and missing values have no place on a logarithmic axis."""
-    values = np.array([_column(table, name) for table in tables]).T
+    """Mean and range over runs at the steps at which all were evaluated: after a range test they begin apart.
+
+    Zeros and missing values have no place on a logarithmic axis.
+    """
+    common = reduce(np.intersect1d, [_column(table, "step") for table in tables])
+    at = [np.isin(_column(table, "step"), common) for table in tables]
+    values = np.array([_column(table, name)[rows] for table, rows in zip(tables, at, strict=True)]).T
     values[~(values > 0)] = np.nan
     known = ~np.isnan(values).any(axis=1)
     values = values[known]
     band = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
-    return Curve(_column(tables[0], "epoch")[known], seed_mean(values), band)
+    return Curve(_column(tables[0], "epoch")[at[0]][known], seed_mean(values), band)
 
 
 def _column(table: pa.Table, name: str) -> Floats:
