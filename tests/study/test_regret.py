@@ -218,9 +218,19 @@ def test_rows_hold_mean_worst_and_wins() -> None:
     assert 0 <= second.interval[0] < second.mean < second.interval[1] <= 1
 
 
+def test_contenders_are_compared_on_the_same_tasks_and_seeds() -> None:
+    regrets = synthetic()
+    [(row, paired)] = regret_report.beside(regrets, regret_report.rows_of(regrets))
+    assert row.contender.label == "adamw"
+    assert (paired.won, paired.tied, paired.lost) == (1, 1, 1)  # .1 and .5, .5 and .5, 1 and .5
+    assert paired.mean.value == pytest.approx((-0.4 + 0 + 0.5) / 3)
+    assert paired.runs == 5
+
+
 def test_the_report_is_written_in_all_its_forms(folder: Path) -> None:
     page = regret_report.write(folder).read_text()
     assert "loses least" in page
+    assert "tasks won, tied, lost" in page
     for label in ("sgd(momentum=0.9, lr=0.03)", "prodigy"):
         assert label in page
     assert page.count("<svg") >= 3  # overview, profile, one task

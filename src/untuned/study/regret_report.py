@@ -27,6 +27,7 @@ WHAT = (
     "Regret: the share of the step budget that a default loses to tuned AdamW, which reaches the default's final "
     "validation loss in the rest."
 )
+MARGIN = 0.05  # of the budget: by less no task is won
 
 
 @dataclass(frozen=True)
@@ -308,10 +309,21 @@ def _page(folder: Path, regrets: Regrets, rows: list[Row], looks: Mapping[str, S
             for t in regrets.tasks
         ],
         header=HEADER,
+        names=[row.contender.label for row in rows],
         rows=[(style, _cells(row, len(regrets.tasks))) for style, row in zip(styles, rows, strict=True)],
         by_task=[
             (t, [(style, percent(row.by_task[t.task])) for style, row in zip(styles, rows, strict=True)])
             for t in regrets.tasks
+        ],
+        margin=MARGIN,
+        beside=[
+            (
+                looks[row.contender.label],
+                f"{p.won}, {p.tied}, {p.lost}",
+                _interval(p.mean, "{:+.0%}".format),
+                _interval(p.probability, "{:.0%}".format),
+            )
+            for row, p in beside(regrets, rows)
         ],
         curves=[
             (t, t.curve, zip(t.curve.horizons, t.curve.losses, t.curve.lrs, strict=True))
@@ -322,6 +334,22 @@ def _page(folder: Path, regrets: Regrets, rows: list[Row], looks: Mapping[str, S
         machines=sorted({str(json.loads(str(row["machine"])).get("processor")) for row in regrets.rows}),
         command=last_command(folder),
     )
+
+
+def beside(regrets: Regrets, rows: list[Row]) -> list[tuple[Row, aggregate.Paired]]:
+    """Every contender beside the first of `rows`, on the tasks and seeds that both have run."""
+    found = []
+    for row in rows[1:]:
+        a, b = regrets.scores(row.contender), regrets.scores(rows[0].contender)
+        both = ~(np.isnan(a) | np.isnan(b)).all(axis=1)
+        if both.any():
+            found.append((row, aggregate.paired(a[both], b[both], margin=MARGIN)))
+    return found
+
+
+def _interval(estimate: aggregate.Estimate, form: Callable[[float], str]) -> str:
+    span = f" ({form(estimate.interval[0])} to {form(estimate.interval[1])})" if estimate.interval else ""
+    return f"{form(estimate.value)}{span}"
 
 
 def _draw(chart: Callable[[Axes], None], name: str, height: float) -> Markup:

@@ -128,9 +128,10 @@ def _task(
     study: Study, task: TaskEntry, finished: Sequence[Finished], ledger: Mapping[str, Mapping[str, Any]]
 ) -> TaskResult:
     # Two points of accuracy, or 2 % of what a model that learned nothing gets: fixed by the task, not by the results.
-    tolerance = 0.02 if task.maximize else 0.02 * abs(task.chance)
+    accuracy = task.metric.endswith("accuracy")
+    tolerance = 0.02 if accuracy else 0.02 * (abs(task.chance) or 1.0)
     words = task.metric.replace("val_", "validation ", 1).replace("_", " ")
-    metric = Metric(words, task.maximize, task.chance, tolerance, percent=task.metric.endswith("accuracy"))
+    metric = Metric(words, task.maximize, task.chance, tolerance, percent=accuracy)
 
     at = {(f.run.label, f.run.lr, f.run.seed): f for f in finished}
     outcomes = [_outcome(method, study.seeds, at, task) for method in study.methods]
