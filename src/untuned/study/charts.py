@@ -151,7 +151,7 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
     top = sign * max([*(sign * finals[~np.isnan(finals)]), sign * metric.chance + metric.tolerance])
     grid = sorted({lr for outcome in result.outcomes for lr in outcome.lrs})
     width = _lr_axis(ax, grid)
-    _metric_axis(ax, "y", metric, metric.chance, top)
+    metric_axis(ax, "y", metric, metric.chance, top)
     ax.axhline(metric.chance, color=INK, lw=0.9, ls=(0, (2, 2)), alpha=0.7)
     at_left = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate("chance", (0, metric.chance), (3, -3), va="top", fontsize=8, **at_left)
@@ -199,7 +199,7 @@ def default_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) ->
     best = sign * max((sign * v for v in shown), default=sign * metric.chance)
     worst = sign * min([*(sign * v for v in shown), sign * best - 2 * metric.tolerance])
     method_axis(ax, [looks[s.method] for s in rows])
-    _metric_axis(ax, "x", metric, worst, best)
+    metric_axis(ax, "x", metric, worst, best)
     top = sign * max((sign * s.mean for s in rows if s.n), default=math.nan)
     if not math.isnan(top):
         ax.axvspan(top - sign * metric.tolerance, top, color=INK, alpha=0.13, lw=0)
@@ -385,7 +385,7 @@ def _lr_axis(ax: Axes, grid: Sequence[float]) -> float:
     return width
 
 
-def _metric_axis(ax: Axes, which: Literal["x", "y"], metric: Metric, worst: float, best: float) -> None:
+def metric_axis(ax: Axes, which: Literal["x", "y"], metric: Metric, worst: float, best: float) -> None:
     """An axis from worst to best, right or up, linear within the tolerance of the best and logarithmic far from it."""
     sign = 1 if metric.maximize else -1
     unit = metric.tolerance or 0.02 * abs(best - worst) or 1.0
