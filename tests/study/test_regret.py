@@ -255,6 +255,29 @@ def test_the_command_prints_the_table_and_refuses_what_it_does_not_know(tmp_path
     assert "no suite is called 'nothing'; there are public, shipped, demo" in str(result.exception)
 
 
+def test_the_page_says_what_its_runs_say() -> None:
+    """docs/regret.md: mean and worst regret of each default, again from docs/regret-runs.csv."""
+    docs = Path(__file__).parents[2] / "docs"
+    by_default: dict[str, dict[str, list[float]]] = {}
+    for row in csv.DictReader((docs / "regret-runs.csv").read_text().splitlines()):
+        curve = regret._baseline(row["task"])
+        assert curve is not None
+        value = float(regret._regret(curve, np.array([float(row["val_loss"])]))[0])
+        assert value == pytest.approx(float(row["regret"]), abs=2e-3), row  # losses are written with six digits
+        usual = Contender(row["method"], float(row["lr"]), True).label
+        given = Contender(row["method"], float(row["lr"]), False).label
+        by_default.setdefault(f"{usual}|{given}", {}).setdefault(row["task"], []).append(value)
+    page = (docs / "regret.md").read_text()
+    for labels, tasks_ in by_default.items():
+        means = [np.mean(values) for values in tasks_.values()]
+        cells = [f"{100 * value:.0f} %" for value in (np.mean(means), max(means))]
+        assert any(
+            line.startswith(f"| {label} | {cells[0]} |") and f"| {cells[1]} (" in line
+            for line in page.splitlines()
+            for label in labels.split("|")
+        ), labels
+
+
 def test_shipped_runs_are_those_of_the_tasks_as_they_are() -> None:
     """Whoever changes a task of a suite has to run tuned AdamW on it again: scripts/regret_baseline.py."""
     there = regret._shipped_rows()

@@ -202,7 +202,8 @@ def data_list() -> None:
     """List the data sets: those inside the package, then those to fetch."""
     from untuned.study import data
 
-    rows = [(e.name, f"{e.n:,} x {e.d:,}", f"{e.classes} classes", e.status, e.licence) for e in data.available()]
+    classes = {e.name: f"{e.classes:,} classes" if e.classes else "" for e in data.available()}
+    rows = [(e.name, f"{e.n:,} x {e.d:,}", classes[e.name], e.status, e.licence) for e in data.available()]
     _print_columns(rows)
 
 
