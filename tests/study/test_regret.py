@@ -69,6 +69,11 @@ def test_a_contender_that_is_the_reference_shares_its_runs() -> None:
     assert len(study.runs()) == len({run.id for run in study.runs()}) == 10
 
 
+def test_a_method_may_be_named_at_several_learning_rates() -> None:
+    _, contenders = regret.plan(OWN, parse_methods("adamw,adamw(lr=0.01),adamw(lr=0.001)"), seeds=1)
+    assert [c.label for c in contenders] == ["adamw", "adamw(lr=0.01)"]
+
+
 def test_the_range_test_has_a_short_name() -> None:
     _, [contender] = regret.plan(OWN, parse_methods("range-test"), seeds=1)
     assert contender.label == "range-test"

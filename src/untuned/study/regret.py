@@ -28,7 +28,7 @@ from untuned.schedules.tables import replace
 from untuned.study import tasks
 from untuned.study.config import DEFAULT, MethodEntry, Study, StudyError, parse_methods, resolve
 from untuned.study.horizons import ExchangeRate, Floats, fit_exchange_rate, share_reached
-from untuned.study.methods import RANGE_TEST, MethodSpec
+from untuned.study.methods import RANGE_TEST, MethodSpec, default_lr
 from untuned.study.stats import seed_mean
 from untuned.study.store import Store
 from untuned.study.tuning import missing, on_grid
@@ -103,7 +103,7 @@ def plan(
 
     `suite`: the epochs by task, None for the task's own.
     """
-    base = resolve(list(suite), methods, (DEFAULT,), seeds)
+    base = resolve(list(suite), _joined(methods), (DEFAULT,), seeds)
     entries = [task.model_copy(update={"epochs": suite[task.name] or task.epochs}) for task in base.tasks]
     base = base.model_copy(update={"tasks": tuple(entries)})
     contenders = [Contender(m.label, lr, lr == m.default_lr) for m in base.methods for lr in m.lrs]
@@ -112,6 +112,17 @@ def plan(
     for entry in _reference(needed):
         there[entry.label] = there[entry.label].grown(entry) if entry.label in there else entry
     return base.model_copy(update={"methods": tuple(there.values())}), contenders
+
+
+def _joined(methods: Sequence[MethodSpec]) -> list[MethodSpec]:
+    """One entry per method: `adamw` and `adamw(lr=0.01)` are one method at two learning rates."""
+    found: dict[str, MethodSpec] = {}
+    for spec in methods:
+        usual = default_lr(spec.name, spec.probe)
+        lrs = spec.lrs or (() if usual is None else (usual,))
+        there = found.get(spec.label, spec._replace(lrs=()))
+        found[spec.label] = there._replace(lrs=tuple(sorted({*(there.lrs or ()), *lrs})) or None)
+    return list(found.values())
 
 
 def _reference(needed: Sequence[str]) -> list[MethodEntry]:
