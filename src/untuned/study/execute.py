@@ -39,7 +39,7 @@ def execute(
         words = ["untuned", *sys.argv[1:]]
         file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {shlex.join(words)}\n")
     while True:
-        with Live(store, workers or os.cpu_count() or 1, retry_crashed, Console()) as view:
+        with Live(store, workers or os.cpu_count() or 1, retry_crashed, Console(emoji=False)) as view:
             sweep(store, workers, view, retry_crashed, norms, on)
         added = {} if more is None else more(store)
         if not added:
