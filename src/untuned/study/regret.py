@@ -125,11 +125,14 @@ def _reference(needed: Sequence[str]) -> list[MethodEntry]:
 
 
 def remember(folder: Path, contenders: Iterable[Contender]) -> None:
-    """Add contenders to those that the folder's report shows."""
+    """Add contenders to those that the folder's report shows. Raises StudyError."""
     path = folder / CONTENDERS
     known = {(c.method, c.lr): c for c in [*_remembered(folder), *contenders]}
     text = json.dumps([vars(c) for c in known.values()], indent=1)
-    replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder} ({error}); its runs are kept") from error
 
 
 def _remembered(folder: Path) -> list[Contender]:
