@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -221,10 +221,11 @@ class Study(_Frozen):
             methods.append(method.grown(method.model_copy(update={"added": more})))
         return self.model_copy(update={"methods": tuple(methods)})
 
-    def grown(self, asked: "Study", mended: bool) -> "Study":
+    def grown(self, asked: "Study", mended: bool, untouched: Collection[str] = ()) -> "Study":
         """This study and what another asks for: tasks, methods, learning rates and seeds are added, none taken away.
 
-        `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one.
+        `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one; the
+        tasks `untouched`, of which no run has finished, may then have another metric, too.
         Raises StudyError if the two cannot be one study.
         """
         for field in ("version", "stop_hopeless", "rules"):
@@ -245,7 +246,11 @@ class Study(_Frozen):
         )
 
 
-def _same_task(there: TaskEntry, task: TaskEntry, mended: bool) -> TaskEntry:
+def _same_task(there: TaskEntry, task: TaskEntry, mended: bool, untouched: bool) -> TaskEntry:
+    if untouched:
+        there = there.model_copy(
+            update={name: getattr(task, name) for name in ("title", "metric", "maximize", "chance")}
+        )
     for field in sorted(TaskEntry.model_fields.keys() - {"source", "mended"}):
         before, now = getattr(there, field), getattr(task, field)
         if before != now:
