@@ -84,6 +84,8 @@ def test_methods_with_options_and_learning_rates_of_their_own() -> None:
         ("adam(eps=b'x')", "option eps must be a number"),
         ("adam(lr=0)", "adam(lr=...): a learning rate must be positive and finite, not 0"),
         ("adam(lr='x')", "not 'x'"),
+        ("adam(lr=())", "adam(lr=...): there is no learning rate"),
+        ("adam(lr=[])", "adam(lr=...): there is no learning rate"),
         ("adam(lr=True)", "not True"),
     ],
 )
@@ -177,6 +179,8 @@ def test_resolve_takes_defaults_from_the_task() -> None:
         (["tiny:Nothing"], "adam", {}, "Nothing"),
         (["tiny:Line", "tiny:Line"], "adam", {}, "tasks: tiny:Line is given twice"),
         (["tiny:Line"], "adam,adam", {}, "methods: adam is given twice"),
+        (["tiny:Line"], "momo(lb=1),momo(lb=1.0)", {}, "methods: momo(lb=1) and momo(lb=1.0) are the same"),
+        (["tiny:Line"], "adam(eps=1e-6, betas=(0.9, 0.9)),adam(betas=(0.9, 0.9), eps=1e-6)", {}, "are the same"),
         (["tiny:Line"], "adam(bettas=1)", {}, "methods: adam(bettas=1): "),
         (["tiny:Line"], "adam(betas=(0.9, 1.5))", {}, "methods: adam(betas=(0.9, 1.5)): "),
         (["tiny:Line"], "adam", {"seeds": 0}, "seeds: must be at least 1, not 0"),
@@ -311,6 +315,12 @@ def test_grown_methods_have_the_rates_of_both() -> None:
     assert both.grown(a) == both
     assert both.rates("t") == (1, 2, 3, 4, 5)
     assert both.rates("other") == (1, 2, 3)
+
+
+def test_a_method_of_a_study_has_one_spelling() -> None:
+    before, after = (resolve(["tiny:Line"], parse_methods(f"momo(lb={lb})"), (0.1,), 1) for lb in ("1", "1.0"))
+    with pytest.raises(StudyError, match=r"^it has momo\(lb=1.0\) written as momo\(lb=1\)$"):
+        before.grown(after, mended=False)
 
 
 def test_a_study_grows_by_tasks_methods_rates_and_seeds() -> None:

@@ -10,7 +10,7 @@ import tiny
 
 from untuned.study import execute as execution
 from untuned.study import results, sweep
-from untuned.study.config import Run, Study, parse_methods, resolve
+from untuned.study.config import Run, Study, StudyError, parse_methods, resolve
 from untuned.study.execute import execute, last_command, untried
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
@@ -211,3 +211,32 @@ def test_on_real_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (rows[run.id]["status"], json.loads(rows[run.id]["final"])) == (result.status, result.final)
     execute(Store(tmp_path / "study"), 1)
     assert {row["run"]: row for row in store.runs().to_pylist()} == rows
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(here: list[Run], tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "study", resolve(["tiny:Line"], parse_methods("adam"), (0.1,), 1))
+    (store.folder / "command.txt").mkdir()  # stands for a read-only or full disk, which root does not notice
+    with pytest.raises(StudyError, match=r"^cannot write to .*command.txt.*; its runs are kept$"):
+        execute(store, 1)
+    assert not here
+
+
+def test_a_task_that_named_a_metric_it_lacks_may_be_mended(tmp_path: Path) -> None:
+    """Also where the name of the metric was wrong, not what `evaluate()` returns."""
+    wrong = resolve(["tiny:Mute"], parse_methods("adam"), (0.1,), 1)
+    store = Store.create(tmp_path / "study", wrong)
+    execute(store, 1)
+    assert set(store.statuses().values()) == {"crashed"}
+    task = wrong.tasks[0].model_copy(update={"metric": "val_accuracy", "source": "mended"})
+    right = wrong.model_copy(update={"tasks": (task,)})
+    with pytest.raises(StudyError, match="metric of its task"):
+        Store.create(store.folder, right)
+    store = Store.create(store.folder, right, mended=True)
+    assert [run.id for run in store.study.runs()] == [run.id for run in wrong.runs()]
+    assert store.study.tasks[0].metric == "val_accuracy"
+    with store.writing():
+        [run] = store.study.runs()
+        store.start(run)
+        store.finish(run, Result("done", 1.0, 10, {"val_loss": 0.5, "val_accuracy": 0.5}))
+    with pytest.raises(StudyError, match="metric of its task"):  # what is finished was ranked by it
+        Store.create(store.folder, wrong, mended=True)

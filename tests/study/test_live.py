@@ -1,6 +1,7 @@
 """What the terminal shows while a study runs."""
 
 import io
+import traceback
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,18 @@ def test_time_left_takes_each_task_by_its_own_duration():
     ended = [{"task": "a", "seconds": 1.0}, {"task": "a", "seconds": 3.0}, {"task": "b", "seconds": 10.0}]
     assert time_left(ended, ["a", "a", "b", "new"], 2) == pytest.approx((2 + 2 + 10 + 6) / 2)
     assert time_left([], ["a"], 1) is None
+
+
+def test_a_reason_is_one_line_with_its_exception_and_names_of_tasks_are_no_emoji(tmp_path: Path):
+    try:
+        raise RuntimeError("sizes differ:\n  4 and 5" + " and 6" * 100)
+    except RuntimeError:
+        error = traceback.format_exc()
+    console = Console(file=io.StringIO(), width=60)
+    with Live(Store.create(tmp_path / "s", STUDY), 1, False, console) as view:
+        for run, said in zip(STUDY.runs(), (error, "my:Mute: no loss"), strict=False):
+            view.started(run)
+            view.ended(run, Result("crashed", 1.0, error=said))
+    first, second = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "crashed: RuntimeError: sizes differ: 4 and 5 and 6" in first and len(first) < 400
+    assert "crashed: my:Mute: no loss" in second

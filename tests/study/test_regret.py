@@ -294,3 +294,25 @@ def test_shipped_runs_are_those_of_the_tasks_as_they_are() -> None:
         assert curve is not None
         assert curve.horizons == HORIZONS
         assert curve.losses[-1] < curve.losses[0] < curve.untrained
+
+
+@pytest.mark.parametrize("name", ["Broken", "Undefined"])
+def test_a_task_without_a_loss_has_no_curve_and_stops_no_command(name: str, tmp_path: Path) -> None:
+    study, contenders = regret.plan({f"tiny:{name}": None}, parse_methods("sgd"), seeds=1)
+    store = Store.create(tmp_path / "study", study)
+    regret.remember(store.folder, contenders)
+    execute(store, 1, more=regret.untried)
+    assert len(Store(store.folder).study.runs()) == 11  # no learning rate was added
+    found = regret.load(store.folder)
+    assert found.tasks[0].curve is None
+    assert np.isnan(found.scores(contenders[0])).all()
+    assert "none of its runs has finished" in regret_report.write(store.folder).read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_task_on_which_nothing_is_learned_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    flat = Curve((0.5, 1.0), np.array([0.0, 0.0]), (0.1, 0.1), 0.0, None, shipped=False)
+    contender = Contender("sgd", 0.1, default=True)
+    task = TaskRegret("t", "T", flat, {contender: np.array([0.0])}, {contender: np.array([1.0])})
+    looks = regret_report.charts.styles({"sgd": "sgd"})
+    assert regret_report._draw(lambda ax: regret_report.on_the_way(ax, task, looks), "flat", 3.0)

@@ -81,3 +81,17 @@ class Mute(Line):
     """Has another metric than it says."""
 
     metric = "val_acc"
+
+
+class Broken(Line):
+    """Each run crashes, with a message of two lines."""
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        raise RuntimeError("sizes differ:\n  4 and 5")
+
+
+class Undefined(Line):
+    """Has no validation loss, trained or not."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"val_loss": float("nan"), "val_accuracy": 0.0}

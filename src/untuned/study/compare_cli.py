@@ -78,7 +78,7 @@ def compare(
     page = report.write(store.folder)
     found = results.load(store.folder)
     for table in report.summary_tables(found):
-        Console().print(table)
+        Console(emoji=False).print(table)
     for decision in verdicts.decide(found):
         print(f"{decision.sentence}. Rule: {decision.rule}")
     print(f"report: {page}")

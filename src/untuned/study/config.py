@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,6 +138,11 @@ class MethodEntry(_Trained):
         """The method as people write it, without lr."""
         return label(self.name, self.options, self.schedule, self.warmup, self.budget, self.probe)
 
+    def same_but_lr(self, other: "MethodEntry") -> bool:
+        """Whether both train the same way: options may be in another order, and 1 is 1.0."""
+        fields = ("name", *_Trained.model_fields)
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
+
     def rates(self, task: str) -> tuple[float, ...]:
         """The learning rates on a task, ascending."""
         return tuple(sorted({*self.lrs, *self.added.get(task, ())}))
@@ -216,10 +221,11 @@ class Study(_Frozen):
             methods.append(method.grown(method.model_copy(update={"added": more})))
         return self.model_copy(update={"methods": tuple(methods)})
 
-    def grown(self, asked: "Study", mended: bool) -> "Study":
+    def grown(self, asked: "Study", mended: bool, untouched: Collection[str] = ()) -> "Study":
         """This study and what another asks for: tasks, methods, learning rates and seeds are added, none taken away.
 
-        `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one.
+        `mended`: the code of a task of one's own may have changed, and what is not finished runs with the new one; the
+        tasks `untouched`, of which no run has finished, may then have another metric, too.
         Raises StudyError if the two cannot be one study.
         """
         for field in ("version", "stop_hopeless", "rules"):
@@ -227,17 +233,24 @@ class Study(_Frozen):
                 raise StudyError(f"its {field} is {getattr(self, field)!r}, not {getattr(asked, field)!r}")
         found = {task.name: task for task in self.tasks}
         for task in asked.tasks:
-            found[task.name] = _same_task(found.get(task.name, task), task, mended)
+            found[task.name] = _same_task(found.get(task.name, task), task, mended, mended and task.name in untouched)
         methods = {method.label: method for method in self.methods}
         for method in asked.methods:
-            methods[method.label] = methods.get(method.label, method).grown(method)
+            there = next((m for m in methods.values() if m.same_but_lr(method)), method)
+            if there.label != method.label:
+                raise StudyError(f"it has {method.label} written as {there.label}")
+            methods[method.label] = there.grown(method)
         seeds = tuple(sorted({*self.seeds, *asked.seeds}))
         return self.model_copy(
             update={"tasks": tuple(found.values()), "methods": tuple(methods.values()), "seeds": seeds}
         )
 
 
-def _same_task(there: TaskEntry, task: TaskEntry, mended: bool) -> TaskEntry:
+def _same_task(there: TaskEntry, task: TaskEntry, mended: bool, untouched: bool) -> TaskEntry:
+    if untouched:
+        there = there.model_copy(
+            update={name: getattr(task, name) for name in ("title", "metric", "maximize", "chance")}
+        )
     for field in sorted(TaskEntry.model_fields.keys() - {"source", "mended"}):
         before, now = getattr(there, field), getattr(task, field)
         if before != now:
@@ -317,6 +330,9 @@ def resolve(
     entries = [_entry(spec, lrs, common, warmup) for spec in methods]
     _refuse_repetition("tasks", task_names)
     _refuse_repetition("methods", [entry.label for entry in entries])
+    for i, entry in enumerate(entries):
+        if (same := next((e for e in entries[:i] if e.same_but_lr(entry)), None)) is not None:
+            raise StudyError(f"methods: {same.label} and {entry.label} are the same")
     for entry in entries:
         for lr in entry.lrs:
             try:
@@ -341,11 +357,13 @@ def _rule(rule: RuleEntry, entries: Sequence[MethodEntry], schedule: str, warmup
     found = {}
     for side in ("method", "against"):
         asked = getattr(rule, side)
-        named = {_entry(spec, (1.0,), schedule, warmup).label for spec in parse_methods(asked)}
-        labels = named & {entry.label for entry in entries}
+        named = [_entry(spec, (1.0,), schedule, warmup) for spec in parse_methods(asked)]
+        labels = {entry.label for entry in entries if any(entry.same_but_lr(other) for other in named)}
         if len(labels) != 1:
             raise StudyError(f"rules: {side} = {asked!r} is none of {', '.join(entry.label for entry in entries)}")
         found[side] = labels.pop()
+    if found["method"] == found["against"]:
+        raise StudyError(f"rules: {found['method']} is compared with itself")
     return rule.model_copy(update=found)
 
 

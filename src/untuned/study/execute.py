@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from untuned.study import results
+from untuned.study.config import StudyError
 from untuned.study.live import Live
 from untuned.study.results import TaskResult
 from untuned.study.stats import Floats, seed_mean
@@ -33,13 +34,16 @@ def execute(
 ) -> None:
     """Make all runs that are pending, then those that `more` asks for, until it asks for none.
 
-    The command is kept in the file command.txt of the folder, with its time.
+    The command is kept in the file command.txt of the folder, with its time. Raises StudyError.
     """
-    with (store.folder / "command.txt").open("a", encoding="utf-8") as file:
-        words = ["untuned", *sys.argv[1:]]
-        file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {shlex.join(words)}\n")
+    line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {shlex.join(['untuned', *sys.argv[1:]])}\n"
+    try:
+        with (store.folder / "command.txt").open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise StudyError(f"cannot write to {store.folder} ({error}); its runs are kept") from error
     while True:
-        with Live(store, workers or os.cpu_count() or 1, retry_crashed, Console()) as view:
+        with Live(store, workers or os.cpu_count() or 1, retry_crashed, Console(emoji=False)) as view:
             sweep(store, workers, view, retry_crashed, norms, on)
         added = {} if more is None else more(store)
         if not added:

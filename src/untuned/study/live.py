@@ -77,7 +77,7 @@ class Live:
         self._refresh()
 
     def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
         counts = [f"{self.running} running", *(f"{self.counts[s]} {s}" for s in ("diverged", "crashed"))]

@@ -152,6 +152,8 @@ def _method(node: ast.expr) -> MethodSpec:
     if _name_of(own["lr"]) == "range_test":
         return found._replace(lrs=(1.0,), probe=_range_test(own["lr"]))
     value = _literal(name, "lr", own["lr"])
+    if value == ():
+        raise StudyError(f"methods: {name}(lr=...): there is no learning rate")
     return found._replace(lrs=ascending(value if isinstance(value, tuple) else (value,), f"{name}(lr=...)"))
 
 

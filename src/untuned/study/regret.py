@@ -76,7 +76,7 @@ class Curve:
 class TaskRegret:
     task: str
     title: str
-    curve: Curve | None  # None while its runs are not there
+    curve: Curve | None  # None while its runs are not there, or where the untrained model has no finite loss
     finals: dict[Contender, Floats]  # validation loss by seed; inf where the run diverged, NaN where it is missing
     regrets: dict[Contender, Floats]  # by seed
 
@@ -136,11 +136,14 @@ def _reference(needed: Sequence[str]) -> list[MethodEntry]:
 
 
 def remember(folder: Path, contenders: Iterable[Contender]) -> None:
-    """Add contenders to those that the folder's report shows."""
+    """Add contenders to those that the folder's report shows. Raises StudyError."""
     path = folder / CONTENDERS
     known = {(c.method, c.lr): c for c in [*_remembered(folder), *contenders]}
     text = json.dumps([vars(c) for c in known.values()], indent=1)
-    replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder} ({error}); its runs are kept") from error
 
 
 def _remembered(folder: Path) -> list[Contender]:
@@ -161,6 +164,8 @@ def untried(store: Store) -> dict[tuple[str, str], list[float]]:
         for task in entry.added:
             lrs = entry.rates(task)
             rows = [[losses.get((task, entry.label, lr, seed), math.nan) for seed in store.study.seeds] for lr in lrs]
+            if task not in untrained:
+                continue  # all crashed, or the untrained model has no loss: more learning rates would not help
             means = _means(np.array(rows), untrained[task])
             if np.isnan(means).all() and np.isnan(rows).all():
                 continue  # all crashed: more learning rates would, too
@@ -193,8 +198,9 @@ def _finals(store: Store) -> tuple[dict[tuple[str, str, float, int], float], dic
         losses[run.task, run.label, run.lr, run.seed] = json.loads(row["final"])["val_loss"] if done else math.inf
         if run.seed not in first[run.task]:
             curve = store.curve(run.id)
-            if curve.num_rows and curve["val_loss"][0].is_valid:
-                first[run.task][run.seed] = curve["val_loss"][0].as_py()
+            value = curve["val_loss"][0].as_py() if curve.num_rows else None
+            if value is not None and math.isfinite(value):
+                first[run.task][run.seed] = value
     return losses, {task: float(np.mean(list(values.values()))) for task, values in first.items() if values}
 
 

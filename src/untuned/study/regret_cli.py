@@ -48,6 +48,6 @@ def regret(
     core.remember(folder, contenders)
     store = run_study(study, folder, workers, retry_crashed, more=core.untried, on=on)
     page = regret_report.write(folder)
-    Console().print(regret_report.table(core.load(folder)))
+    Console(emoji=False).print(regret_report.table(core.load(folder)))
     print(f"report: {page}")
     exit_if_crashed(store)

@@ -244,7 +244,7 @@ def on_the_way(ax: Axes, task: TaskRegret, looks: Mapping[str, Style]) -> None:
     """Tuned AdamW's final loss by budget, and where on this way each contender ends."""
     curve = task.curve
     if curve is None:
-        charts.words(ax, "Tuned AdamW has not run on this task yet.")
+        charts.words(ax, "There is no curve of tuned AdamW: none of its runs has finished.")
         return
     budgets = 100 * np.array(curve.horizons)
     ax.plot(budgets, curve.losses, "-", color=INK, lw=1.4)
@@ -253,7 +253,7 @@ def on_the_way(ax: Axes, task: TaskRegret, looks: Mapping[str, Style]) -> None:
     ax.set_xlim(budgets[0] / 2.2, 115)
     low, high = float(curve.losses.min()), float(curve.losses.max())
     beaten = [float(v) for values in task.finals.values() for v in [seed_mean(values)] if v < low]
-    span = high - min([low, *beaten])
+    span = (high - min([low, *beaten])) or max(abs(high), 1.0)  # flat where nothing was learned
     ax.set_ylim(min([low, *beaten]) - 0.06 * span, high + 0.25 * span)
     ax.set_xticks(budgets, [f"{b:g}" for b in budgets])
     ax.xaxis.set_minor_locator(NullLocator())

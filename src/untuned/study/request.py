@@ -16,7 +16,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+)
 
 from untuned.study.config import RuleEntry, Study, StudyError, parse_lrs, parse_methods, resolve
 
@@ -37,13 +46,13 @@ class Request(BaseModel):
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(_split)] = DEMO_TASKS
     methods: str | tuple[str, ...] = DEMO_METHODS
-    lr: str | float | tuple[str | float, ...] = LRS
+    lr: str | StrictFloat | tuple[str | StrictFloat, ...] = LRS
     seeds: StrictInt = 3
     budget: StrictFloat | None = None
     schedule: str = ""
-    warmup: float = 0.0
-    stop_hopeless: bool = False
-    tune: bool = False
+    warmup: StrictFloat = 0.0
+    stop_hopeless: StrictBool = False
+    tune: StrictBool = False
     rules: tuple[RuleEntry, ...] = ()
     _file: str = PrivateAttr("")  # that it was read from
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import pyarrow as pa
 from untuned.study.config import MethodEntry, Run, Study, TaskEntry
 from untuned.study.stats import Floats, Outcome, Summary, median, seed_mean, summarize
 from untuned.study.store import Store
+
+LONGEST = 300  # characters of a reason in a line
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,11 @@ def crashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def last_line(error: str | None) -> str:
-    """What a traceback comes to."""
-    return next(reversed((error or "").strip().splitlines()), "no reason was given")
+    """What a traceback comes to, in one line: the exception and its message, of which a long one is cut."""
+    lines = (error or "").strip().splitlines()
+    below = max((i for i, line in enumerate(lines) if line.startswith('  File "')), default=-1) + 1
+    said = next((i for i in range(below, len(lines)) if not lines[i].startswith(" ")), 0)
+    return textwrap.shorten(" ".join(lines[said:]), LONGEST, placeholder=" ...") or "no reason was given"
 
 
 def _task(

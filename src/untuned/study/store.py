@@ -85,7 +85,7 @@ class Store:
         there = cls(folder).study if (folder / "study.json").exists() else None
         if there:
             try:
-                study = there.grown(study, mended)
+                study = there.grown(study, mended, cls(folder)._untouched() if mended else ())
             except StudyError as error:
                 raise StudyError(f"{folder} holds a different study: {error}; else choose another --out") from None
         try:
@@ -105,6 +105,13 @@ class Store:
                 if column not in _columns(ledger):  # of an older version
                     ledger.execute(f"alter table runs add column {column}")
         return store
+
+    def _untouched(self) -> set[str]:
+        """Tasks of which no run has finished."""
+        touched = set[str]()
+        if (self.folder / "ledger.sqlite").exists():
+            touched = {row["task"] for row in self.runs().to_pylist() if row["status"] in ("done", "diverged")}
+        return {task.name for task in self.study.tasks} - touched
 
     def grow(self, study: Study) -> None:
         """Let the folder's study be `study`, which asks for all that it asked for and more. Raises StudyError."""
