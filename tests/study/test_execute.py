@@ -240,3 +240,17 @@ def test_a_task_that_named_a_metric_it_lacks_may_be_mended(tmp_path: Path) -> No
         store.finish(run, Result("done", 1.0, 10, {"val_loss": 0.5, "val_accuracy": 0.5}))
     with pytest.raises(StudyError, match="metric of its task"):  # what is finished was ranked by it
         Store.create(store.folder, wrong, mended=True)
+
+
+def test_what_cannot_be_read_costs_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="holds no study"):
+        Store(tmp_path / "file")
+    store = Store.create(tmp_path / "study", resolve(["tiny:Line"], parse_methods("adam"), (0.1,), 1))
+    execute(store, 1)
+    [run] = store.study.runs()
+    assert store.curve(run.id).num_rows
+    path = store.folder / "curves" / f"{run.id}.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert not store.curve(run.id).num_rows
+    assert results.load(store.folder).finished[0].value >= 0

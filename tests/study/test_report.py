@@ -629,6 +629,21 @@ def test_table_in_the_terminal(tmp_path: Path):
     assert report.summary_tables(load(crashed)) == []
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_numbers_in_the_terminal_stay_whole(tmp_path: Path, width: int):
+    methods = [entry("adam", 1e-3, 1e-2, default=1e-3), entry("sgd", 0.1, default=0.1, schedule="wsd(decay=0.125)")]
+    final = by_rate({"adam": {1e-3: 0.8, 1e-2: 0.832}, "sgd(schedule=wsd(decay=0.125))": {0.1: 0.7}})
+    folder = build(tmp_path / "s", study(methods=methods), final)
+    console = Console(width=width, file=io.StringIO())
+    console.print(*report.summary_tables(load(folder), width))
+    said = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    assert max(map(len, said)) <= width
+    [adam] = [" ".join(line.split()) for line in said if " Adam " in line]
+    cells = ["Adam", "0.001", "80.0", "0.01", "83.2", "≥ 0.6", "0 of 6", "100 µs"]
+    assert adam == " ".join(cells[: {60: 5, 80: 6, 120: 8}[width]])
+    assert any("SGD(schedule=wsd(" in line for line in said)
+
+
 def test_footer_has_minutes_processor_and_the_last_command(tmp_path: Path):
     folder = build(tmp_path / "s", study(), lambda run: 0.5)
     (folder / "command.txt").write_text(

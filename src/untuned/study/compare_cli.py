@@ -77,8 +77,9 @@ def compare(
     store = run_study(study, folder, workers, retry_crashed, norms=record_norms, more=more, on=on)
     page = report.write(store.folder)
     found = results.load(store.folder)
-    for table in report.summary_tables(found):
-        Console(emoji=False).print(table)
+    console = Console(emoji=False)
+    for table in report.summary_tables(found, console.width):
+        console.print(table)
     for decision in verdicts.decide(found):
         print(f"{decision.sentence}. Rule: {decision.rule}")
     print(f"report: {page}")

@@ -73,6 +73,9 @@ def html(results: Results) -> str:
 
 # Tables
 
+_NAME, _LEAST_NAME = 30, 6  # characters of a method's name in the terminal's table, for which columns are left out
+_COLUMNS = 5  # that are never left out
+
 
 def _write_tables(folder: Path, results: Results) -> None:
     folder.mkdir(exist_ok=True)
@@ -214,8 +217,11 @@ def _markdown(result: TaskResult) -> str:
     return f"### {result.task.title}\n\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def summary_tables(results: Results) -> list[Table]:
-    """A table per task for the terminal: what each method gets at its default lr and at its best, and what it costs."""
+def summary_tables(results: Results, width: int = 100) -> list[Table]:
+    """A table per task for the terminal: what each method gets at its default lr and at its best, and what it costs.
+
+    Where `width` characters do not hold all columns, numbers stay whole and the last columns are left out.
+    """
     shown = names(results.study)
     tables = []
     for t in results.tasks:
@@ -224,15 +230,34 @@ def summary_tables(results: Results) -> list[Table]:
         note = f"mean over {_seeds(results)}; best: of the learning rates tried, chosen on the same runs"
         table = Table(box=box.SIMPLE_HEAD, title=escape(f"{t.task.title}: {t.metric.unit}"), caption=note)
         table.title_justify = table.caption_justify = "left"
-        table.add_column("method", overflow="fold")
-        for column in ("default lr", "result there", "best lr", "best", "decades", "diverged", "step"):
-            table.add_column(column, justify="right")
+        rows = []
         for s in t.summaries:
             cells = _cells(t, s, shown[s.method])
             step = "–" if math.isnan(s.step_us) else f"{s.step_us:.0f} µs"
-            table.add_row(*(escape(cells[i]) for i in (0, 1, 2, 5, 6, 9, 11)), step)
+            rows.append([*(cells[i] for i in (0, 1, 2, 5, 6, 9, 11)), step])
+        header = ["method", "default lr", "result there", "best lr", "best", "decades", "diverged", "step"]
+        sizes = _sizes([header, *rows], width)
+        for i, (name, size) in enumerate(zip(header, sizes, strict=False)):
+            table.add_column(name, justify="right" if i else "left", overflow="fold", width=size)
+        for row in rows:
+            table.add_row(*map(escape, row[: len(sizes)]))
         tables.append(table)
     return tables
+
+
+def _sizes(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Characters of each column of a table, the header first and names on the left; of as many as `width` holds."""
+    header, *columns = rows[0], *zip(*rows[1:], strict=True)
+    sizes = [max(map(len, [*name.split(), *cells])) for name, cells in zip(header, columns, strict=True)]
+    longest, sizes[0] = sizes[0], min(sizes[0], _NAME)
+    while sum(sizes) + 3 * len(sizes) + 1 > width and len(sizes) > _COLUMNS:
+        sizes.pop()
+    spare = width - sum(sizes) - 3 * len(sizes) - 1
+    for i in range(1, len(sizes)):  # a header stays in one line if there is room
+        more = max(0, min(len(header[i]) - sizes[i], spare))
+        sizes[i], spare = sizes[i] + more, spare - more
+    sizes[0] = max(_LEAST_NAME, min(longest, sizes[0] + spare))
+    return sizes
 
 
 # The page

@@ -72,6 +72,8 @@ class Store:
             self.study = Study.model_validate_json((self.folder / "study.json").read_bytes())
         except FileNotFoundError:
             raise StudyError(f"{folder} holds no study: study.json is missing") from None
+        except OSError as error:
+            raise StudyError(f"{folder} holds no study that can be read: {error}") from None
         except ValidationError as error:
             raise StudyError(f"{folder}/study.json cannot be read: {error}") from None
 
@@ -205,9 +207,11 @@ class Store:
         return pa.table([list(column) for column in columns], schema=LEDGER)
 
     def curve(self, run: str) -> pa.Table:
-        """The curve of one run; empty if it has none."""
-        path = self._curve(run)
-        return pq.read_table(path, schema=CURVE) if path.exists() else CURVE.empty_table()
+        """The curve of one run; empty if it has none, or none that can be read."""
+        try:
+            return pq.read_table(self._curve(run), schema=CURVE)
+        except (OSError, pa.ArrowException):
+            return CURVE.empty_table()
 
     def curves(self) -> pa.Table:
         """The curves of all done and diverged runs, below one another, each row led by the run it belongs to."""
