@@ -43,7 +43,8 @@ def begin(store: Store, run: Run) -> None:
 def end(store: Store, run: Run, status: str = "done") -> None:
     rows = [{"step": i, "epoch": i / 5, "train_loss": 1 / (1 + i), "val_loss": 1 / (1 + i), "metric": 0.1,
              "lr_effective": run.lr, "step_us": 50.0, "fwdbwd_us": 50.0} for i in range(11)]  # fmt: skip
-    error = "Traceback\nRuntimeError: no <room>" if status == "crashed" else None
+    where = 'Traceback (most recent call last):\n  File "own.py", line 1, in loss\n'
+    error = f"{where}RuntimeError: no <room>" if status == "crashed" else None
     final = {"val_loss": 0.1, "val_accuracy": 0.75} if status == "done" else None
     with store.writing():
         store.start(run)
