@@ -17,7 +17,7 @@ from method_pages import publish, table
 from method_study import Row
 
 from untuned.study import tasks
-from untuned.study.charts import decades
+from untuned.study.axes import decades
 from untuned.study.stats import Floats
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide.md"

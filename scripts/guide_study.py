@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from untuned.study.config import Study, parse_methods, resolve
+from untuned.study.config import Study, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.tasks import seeded
 from untuned.study.tasks.images import FashionMLP, mlp
 

@@ -29,7 +29,7 @@ from untuned.optimizer.options import EngineOptions
 from untuned.recipe.plan import plan
 from untuned.registry import Method
 from untuned.study import tasks
-from untuned.study.charts import decades
+from untuned.study.axes import decades
 
 OUT = Path(__file__).parents[1] / "docs" / "methods"
 README = Path(__file__).parents[1] / "README.md"

@@ -28,9 +28,11 @@ from rich.console import Console
 
 import untuned
 from untuned.study import results, tasks
-from untuned.study.charts import INK, decades, metric_axis, power
-from untuned.study.config import MethodSpec, Study, label, resolve
+from untuned.study.axes import decades, metric_axis, power
+from untuned.study.config import MethodSpec, Study, label
 from untuned.study.live import Live
+from untuned.study.looks import INK
+from untuned.study.resolve import resolve
 from untuned.study.results import Metric
 from untuned.study.stats import Floats, Plateau, plateau
 from untuned.study.store import Store

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from untuned.study import regret, regret_report
+from untuned.study import regret, regret_report, regret_tables
 from untuned.study.suites import LOOKED_AT, SUITES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,10 +26,10 @@ def filled(page: str, results: str) -> str:
 def main(folder: Path) -> None:
     regret_report.write(folder)
     found = regret.load(folder)
-    rows = regret_report.rows_of(found)
+    rows = regret_tables.rows_of(found)
     shutil.copy(folder / "regret.png", DOCS / "regret.png")
     shutil.copy(folder / "regret-runs.csv", DOCS / "regret-runs.csv")
-    tables = regret_report.markdown(found, rows).partition("\n\n")[2]
+    tables = regret_tables.markdown(found, rows).partition("\n\n")[2]
     picture = "![Regret of defaults over the tasks of the public suite](regret.png)"
     page = filled(PAGE.read_text(encoding="utf-8"), f"\n{picture}\n\n{tables}\n")
     for name, tasks in {"PUBLIC": SUITES["public"], "DEMO": SUITES["demo"], "LOOKED": LOOKED_AT}.items():

@@ -18,7 +18,8 @@ from problems import EVERY, LOSS_DRIVEN, OPTIONS, different, everything, loss_of
 from torch import Tensor, nn
 
 import untuned
-from untuned.study.config import StudyError, parse_methods, resolve
+from untuned.study.config import StudyError, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.runner import CURVE, Result
 from untuned.study.store import Store
 

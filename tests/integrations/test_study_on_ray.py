@@ -24,7 +24,8 @@ import pyarrow as pa
 import pytest
 
 from untuned.study import tasks
-from untuned.study.config import Run, StudyError, parse_methods, resolve
+from untuned.study.config import Run, StudyError, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
 from untuned.study.sweep import sweep

@@ -16,10 +16,9 @@ from untuned.study.config import (
     StudyError,
     TaskEntry,
     label,
-    parse_lrs,
     parse_methods,
-    resolve,
 )
+from untuned.study.resolve import parse_lrs, resolve
 
 RUN = Run(
     task="iris", method="adam", options={"betas": (0.9, 0.95)}, lr=0.1, seed=2, epochs=5, batch_size=16, version="1.0"

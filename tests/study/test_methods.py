@@ -15,19 +15,9 @@ from torch import nn
 import untuned
 from untuned import around, directions, gradients, iterates, registry, step_sizes, weight_decay
 from untuned.schedules import SHAPES, NormRecorder, Schedule, refine, tables
-from untuned.study.methods import (
-    RANGE_TEST,
-    ROLES,
-    MethodSpec,
-    StudyError,
-    create,
-    default_lr,
-    follow,
-    label,
-    parse_methods,
-    parse_schedule,
-    records_samples,
-)
+from untuned.study.building import ROLES, create, default_lr, follow, records_samples
+from untuned.study.methods import RANGE_TEST, MethodSpec, label, parse_methods, parse_schedule
+from untuned.study.syntax import StudyError
 
 
 def one(text: str) -> MethodSpec:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from untuned.study import on_ray
-from untuned.study.config import Run, StudyError, parse_methods, resolve
+from untuned.study.config import Run, StudyError, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.runner import Result
 from untuned.study.store import Store
 from untuned.study.sweep import Ended, attempt, sweep

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tiny import Line
 from torch import Tensor, nn
 
-from untuned.study import methods
+from untuned.study.building import create
 from untuned.study.config import Run
-from untuned.study.methods import create
+from untuned.study.methods import parse_methods
 from untuned.study.range_test import find_lr, steepest, valley
 from untuned.study.runner import train
 from untuned.study.tasks import load
@@ -274,7 +274,7 @@ def test_a_run_that_is_too_short_says_so(steps: int, crashes: bool) -> None:
 
 
 def test_the_default_has_100_steps_from_1e_7_to_10() -> None:
-    assert methods.parse_methods("adam(lr=range_test)")[0].probe == "range_test"
+    assert parse_methods("adam(lr=range_test)")[0].probe == "range_test"
     task = Scripted([1.0])
     lrs: list[float] = []
 

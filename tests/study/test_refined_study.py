@@ -21,8 +21,9 @@ from torch import nn
 import untuned
 from untuned.schedules import Schedule, refine, tables
 from untuned.study import refined, refined_report
-from untuned.study.config import MethodSpec, StudyError, resolve
+from untuned.study.config import MethodSpec, StudyError
 from untuned.study.refined import SCHEDULES, TUNING_SEEDS, Column, Trial, read
+from untuned.study.resolve import resolve
 from untuned.study.store import Store
 from untuned.study.sweep import sweep
 

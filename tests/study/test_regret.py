@@ -11,10 +11,11 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from untuned.study import regret, regret_report, tasks
+from untuned.study import regret, regret_report, regret_tables, tasks
 from untuned.study.cli import app
 from untuned.study.config import StudyError, parse_methods
 from untuned.study.execute import execute
+from untuned.study.looks import styles
 from untuned.study.regret import HORIZONS, REFERENCE, Contender, Curve, Regrets, TaskRegret
 from untuned.study.runner import train
 from untuned.study.store import Store
@@ -152,7 +153,7 @@ def test_missing_and_crashed_runs_are_no_regret(tmp_path: Path) -> None:
     found = regret.load(tmp_path / "study")
     assert found.tasks[0].curve is None
     assert np.isnan(found.scores(contenders[0])).all()
-    [row] = regret_report.rows_of(found)
+    [row] = regret_tables.rows_of(found)
     assert math.isnan(row.mean) and row.n == 0
     page = regret_report.write(tmp_path / "study")
     assert "No run has finished yet." in page.read_text()
@@ -213,7 +214,7 @@ def synthetic() -> Regrets:
 
 
 def test_rows_hold_mean_worst_and_wins() -> None:
-    first, second = regret_report.rows_of(synthetic())
+    first, second = regret_tables.rows_of(synthetic())
     assert (first.contender.label, second.contender.label) == ("prodigy(lr=0.5)", "adamw")
     assert (first.mean, first.worst, first.n, first.better) == (0.5, 0.5, 5, 0)
     assert second.mean == pytest.approx((0.1 + 0.5 + 1) / 3)
@@ -225,7 +226,7 @@ def test_rows_hold_mean_worst_and_wins() -> None:
 
 def test_contenders_are_compared_on_the_same_tasks_and_seeds() -> None:
     regrets = synthetic()
-    [(row, paired)] = regret_report.beside(regrets, regret_report.rows_of(regrets))
+    [(row, paired)] = regret_tables.beside(regrets, regret_tables.rows_of(regrets))
     assert row.contender.label == "adamw"
     assert (paired.won, paired.tied, paired.lost) == (1, 1, 1)  # .1 and .5, .5 and .5, 1 and .5
     assert paired.mean.value == pytest.approx((-0.4 + 0 + 0.5) / 3)
@@ -240,7 +241,7 @@ def test_the_report_is_written_in_all_its_forms(folder: Path) -> None:
         assert label in page
     assert page.count("<svg") >= 3  # overview, profile, one task
     rows = list(csv.DictReader((folder / "regret.csv").read_text().splitlines()))
-    by_hand = regret_report.rows_of(regret.load(folder))
+    by_hand = regret_tables.rows_of(regret.load(folder))
     assert [float(row["mean"]) for row in rows] == pytest.approx([row.mean for row in by_hand], abs=1e-4)
     runs = list(csv.DictReader((folder / "regret-runs.csv").read_text().splitlines()))
     assert len(runs) == 3 * 2
@@ -314,5 +315,5 @@ def test_a_task_on_which_nothing_is_learned_is_drawn_without_a_warning(tmp_path:
     flat = Curve((0.5, 1.0), np.array([0.0, 0.0]), (0.1, 0.1), 0.0, None, shipped=False)
     contender = Contender("sgd", 0.1, default=True)
     task = TaskRegret("t", "T", flat, {contender: np.array([0.0])}, {contender: np.array([1.0])})
-    looks = regret_report.charts.styles({"sgd": "sgd"})
+    looks = styles({"sgd": "sgd"})
     assert regret_report._draw(lambda ax: regret_report.on_the_way(ax, task, looks), "flat", 3.0)

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import untuned
-from untuned.study import charts, report
+from untuned.study import charts, report, report_tables
 from untuned.study.config import MethodEntry, Run, Study, StudyError, TaskEntry
 from untuned.study.headline import headline
+from untuned.study.looks import styles
 from untuned.study.results import _curve, load
 
 LRS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -354,7 +355,7 @@ def test_method_that_always_diverges_counts_as_chance_without_plateau(tmp_path: 
     assert {row["mean"] for row in table(folder, "by_lr") if row["method"] == "sgd"} == {"0.1"}
 
     result = load(folder).tasks[0]
-    ax = axes(charts.lr_picture, result, looks=charts.styles({"momo": "MoMo", "sgd": "SGD"}))
+    ax = axes(charts.lr_picture, result, looks=styles({"momo": "MoMo", "sgd": "SGD"}))
     crosses = [line for line in ax.lines if line.get_marker() == "x"]
     assert len(crosses) == 7 and {float(line.get_ydata()[0]) for line in crosses} == {0.1}
     assert set(result.train_loss) == {"momo"}
@@ -384,7 +385,7 @@ def test_minimised_metric_is_ranked_and_drawn_the_other_way_round(tmp_path: Path
         in markdown(folder)
     )
 
-    looks = charts.styles({"schedule_free_adamw": "a", "prodigy": "b"})
+    looks = styles({"schedule_free_adamw": "a", "prodigy": "b"})
     ax = axes(charts.lr_picture, load(folder).tasks[0], looks=looks)
     lower, upper = ax.get_ylim()
     assert lower > 6.0 and 2.0 < upper < 2.5  # better is up
@@ -401,7 +402,7 @@ def test_picture_has_a_panel_per_task_and_lines_through_the_means(two_methods: P
     sizes = [struct.unpack(">II", (f / "report.png").read_bytes()[16:24]) for f in (two_methods, folder)]
     assert sizes[1][0] == 2 * sizes[0][0] and sizes[1][1] == sizes[0][1]
 
-    ax = axes(charts.lr_picture, load(two_methods).tasks[0], looks=charts.styles({"adam": "Adam", "momo_adam": "M"}))
+    ax = axes(charts.lr_picture, load(two_methods).tasks[0], looks=styles({"adam": "Adam", "momo_adam": "M"}))
     line = next(line for line in ax.lines if line.get_gid() == "m0" and len(line.get_xdata()) == 7)
     np.testing.assert_allclose(line.get_xdata(), LRS)
     np.testing.assert_allclose(line.get_ydata(), [0.8, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
@@ -505,7 +506,7 @@ def test_results_at_the_default_come_first_beside_the_best_of_the_grid(tmp_path:
     assert [rows["sgd"][k] for k in ("default_lr", "default_mean", "best_lr", "mean")] == ["0.001", "", "0.1", "0.7"]
 
     result = load(folder).tasks[0]
-    looks = charts.styles({"adam": "Adam", "prodigy": "Prodigy", "sgd": "SGD"})
+    looks = styles({"adam": "Adam", "prodigy": "Prodigy", "sgd": "SGD"})
     ax = axes(charts.default_picture, result, looks=looks)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["Prodigy", "Adam", "SGD"]  # the best first
     dots = next(
@@ -559,7 +560,7 @@ HEADLINES = [
 def test_headline_fits_the_study(tmp_path: Path, methods: list[MethodEntry], values: dict, said: str):
     folder = build(tmp_path / "s", study(methods=methods), by_rate(values))
     found = load(folder)
-    assert headline(found, report.names(found.study)) == said
+    assert headline(found, report_tables.names(found.study)) == said
     assert report.write(folder).exists()  # with one, two or three learning rates
 
 
@@ -572,61 +573,61 @@ def test_headline_of_two_tasks_and_of_five(tmp_path: Path):
         return {1e-3: 0.6, 1e-2: 0.82, 1.0: 0.81 if run.task in (MLP.name, "t0") else 0.7}[run.lr]
 
     two = load(build(tmp_path / "two", study([MLP, TEXT], methods), final))
-    assert headline(two, report.names(two.study)) == (
+    assert headline(two, report_tables.names(two.study)) == (
         "Best of 2 at their default lr: Prodigy on fashion-mlp (81.0 %), Adam on sotu-transformer (2.200); "
         "Adam with the best of its learning rates gets 82.0 % and 2.000."
     )
     tasks = [MLP, TEXT, *(MLP.model_copy(update={"name": f"t{i}"}) for i in range(3))]
     five = load(build(tmp_path / "five", study(tasks, methods), final))
-    assert headline(five, report.names(five.study)) == (
+    assert headline(five, report_tables.names(five.study)) == (
         "At its default lr, Prodigy comes close to the best of all methods and learning rates on 2 of 5 tasks, the "
         "most of 2 methods; Adam with the best of its learning rates on 5."
     )
 
 
 def test_a_method_has_its_colour_in_every_report():
-    pair, more = charts.styles({"adam": "", "prodigy": ""}), charts.styles({"sgd": "", "prodigy": "", "adam": ""})
+    pair, more = styles({"adam": "", "prodigy": ""}), styles({"sgd": "", "prodigy": "", "adam": ""})
     for method in pair:
         assert (pair[method].color, pair[method].marker) == (more[method].color, more[method].marker)
     known = ["adam", "adamw", "prodigy", "momo_adam", "momo", "sgd", "schedule_free_adamw", "mechanic_adamw"]
-    assert len({style.color for style in charts.styles(dict.fromkeys(known, "")).values()}) == len(known)
+    assert len({style.color for style in styles(dict.fromkeys(known, "")).values()}) == len(known)
     # An option or a schedule changes the colour only beside the plain method.
-    alone = charts.styles({"adam(schedule=linear)": ""})["adam(schedule=linear)"]
-    beside = charts.styles({"adam(schedule=linear)": "", "adam": ""})
+    alone = styles({"adam(schedule=linear)": ""})["adam(schedule=linear)"]
+    beside = styles({"adam(schedule=linear)": "", "adam": ""})
     assert alone.color == beside["adam"].color != beside["adam(schedule=linear)"].color
 
 
 def test_no_two_methods_of_a_report_look_alike():
     names = [*untuned.list(), "adam(schedule=linear)", "compose(adam, momo)", "prodigyopt:Prodigy", "adam(eps=1e-6)"]
-    looks = charts.styles(dict.fromkeys(names, ""))
+    looks = styles(dict.fromkeys(names, ""))
     assert list(looks) == names and len({(s.marker, str(s.dash)) for s in looks.values()}) == len(names)
 
 
 def test_schedule_of_all_methods_is_told_once(tmp_path: Path):
     linear = {"schedule": "linear", "warmup": 0.05}
     both = study(methods=[entry("adam", 0.1, **linear), entry("momo", 0.1, **linear)])
-    assert report.names(both) == {
+    assert report_tables.names(both) == {
         "adam(schedule=linear, warmup=0.05)": "Adam",
         "momo(schedule=linear, warmup=0.05)": "MoMo",
     }
     text = text_of(report.write(build(tmp_path / "both", both, lambda run: 0.5)))
     assert "All with schedule linear behind a warm-up over 5 % of the run." in text
     one = study(methods=[entry("adam", 0.1, **linear), entry("momo", 0.1, warmup=0.05)])
-    assert list(report.names(one).values()) == ["Adam(schedule=linear)", "MoMo"]
+    assert list(report_tables.names(one).values()) == ["Adam(schedule=linear)", "MoMo"]
 
 
 def test_table_in_the_terminal(tmp_path: Path):
     methods = [entry("adam", 1e-3, 1e-2, default=1e-3), entry("sgd", 0.1, default=1e-3)]
     final = by_rate({"adam": {1e-3: 0.8, 1e-2: 0.832}, "sgd": {0.1: None}})
     folder = build(tmp_path / "s", study(methods=methods), final)
-    [found] = report.summary_tables(load(folder))
+    [found] = report_tables.summary_tables(load(folder))
     console = Console(width=100, file=io.StringIO())
     console.print(found)
     said = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore
     assert "Adam 0.001 80.0 0.01 83.2 ≥ 0.6 0 of 6 100 µs" in said
     assert "SGD 0.001 not run 0.1 10.0 0 3 of 3 60 µs" in said
     crashed = build(tmp_path / "c", study(methods=methods), final, status=lambda run: "crashed")
-    assert report.summary_tables(load(crashed)) == []
+    assert report_tables.summary_tables(load(crashed)) == []
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -635,7 +636,7 @@ def test_numbers_in_the_terminal_stay_whole(tmp_path: Path, width: int):
     final = by_rate({"adam": {1e-3: 0.8, 1e-2: 0.832}, "sgd(schedule=wsd(decay=0.125))": {0.1: 0.7}})
     folder = build(tmp_path / "s", study(methods=methods), final)
     console = Console(width=width, file=io.StringIO())
-    console.print(*report.summary_tables(load(folder), width))
+    console.print(*report_tables.summary_tables(load(folder), width))
     said = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     assert max(map(len, said)) <= width
     [adam] = [" ".join(line.split()) for line in said if " Adam " in line]
@@ -668,7 +669,7 @@ def test_two_points_can_be_seen_at_the_top_and_a_few_learning_rates_are_named(tm
     methods = [entry("adam", 3e-4, 6e-4), entry("momo", 3e-4)]
     final = by_rate({"adam": {3e-4: 0.9, 6e-4: 0.92}, "momo": {3e-4: 0.5}})
     result = load(build(tmp_path / "s", study(methods=methods), final)).tasks[0]
-    ax = axes(charts.lr_picture, result, looks=charts.styles({"adam": "Adam", "momo": "MoMo"}))
+    ax = axes(charts.lr_picture, result, looks=styles({"adam": "Adam", "momo": "MoMo"}))
     place = (ax.transScale + ax.transLimits).transform
     assert place((1e-3, 0.92))[1] - place((1e-3, 0.9))[1] > 0.12  # of the height, for 2 of the 82 points above chance
     assert list(ax.get_xticks()) == [3e-4, 6e-4]

@@ -21,7 +21,8 @@ import pytest
 import tiny
 
 from untuned.study import tasks
-from untuned.study.config import Run, Study, StudyError, parse_methods, resolve
+from untuned.study.config import Run, Study, StudyError, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
 from untuned.study.sweep import _interruptible, pending, sweep

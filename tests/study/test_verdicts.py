@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from untuned.study import report, results, verdicts
-from untuned.study.config import RuleEntry, parse_methods, resolve
+from untuned.study.config import RuleEntry, parse_methods
+from untuned.study.resolve import resolve
 from untuned.study.runner import Result
 from untuned.study.store import Store
 

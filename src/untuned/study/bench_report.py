@@ -23,8 +23,8 @@ from rich.table import Table
 import untuned
 from untuned.study import charts
 from untuned.study.bench import Job, Row
-from untuned.study.charts import Style
 from untuned.study.contenders import MODELS, PACKAGES, PEERS, REFERENCE
+from untuned.study.looks import INK, Style, styles
 
 _NAMES = ("contender", "malloc", "guard")
 _NUMBERS = ("ratio", "quartiles", "ms", "GB/s", "B/param", "state B/param", "1st step s")
@@ -128,7 +128,7 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
     measured = sorted((row for row in rows if row.ratio is not None), key=_order)
     names = list(dict.fromkeys(row.contender for row in measured))
     models = list(dict.fromkeys(row.model for row in rows))
-    looks = charts.styles({_series(row): _series(row) for row in rows})
+    looks = styles({_series(row): _series(row) for row in rows})
     width, height = 3.2 + 2.9 * len(models), 1.9 + (0.16 + 0.06 * len(looks)) * len(names)
     with mpl.rc_context(charts._RC):
         figure = Figure((width, height), facecolor="white", layout="constrained")
@@ -153,7 +153,7 @@ def _series(row: Row) -> str:
 
 def _panel(ax: Axes, rows: Sequence[Row], names: Sequence[str], looks: Mapping[str, Style]) -> None:
     ax.set_xscale("log")
-    ax.axvline(1, color=charts.INK, lw=1.2)
+    ax.axvline(1, color=INK, lw=1.2)
     places = {series: 0.7 * ((i + 0.5) / len(looks) - 0.5) for i, series in enumerate(looks)}
     for row in rows:
         style, y = looks[_series(row)], names.index(row.contender) + places[_series(row)]

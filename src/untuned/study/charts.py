@@ -4,13 +4,9 @@ import io
 import math
 import re
 import textwrap
-import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -20,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-import untuned
-from untuned.study.results import Curve, Metric, TaskResult
-from untuned.study.stats import AtRate, Floats, Plateau, Summary, seed_mean
+from untuned.study.axes import decades, line, lr_axis, method_axis, metric_axis, name_lines, power, ticks
+from untuned.study.looks import INK, Style
+from untuned.study.results import Curve, TaskResult
+from untuned.study.stats import AtRate, Summary, seed_mean
 
-INK = "#010203"  # text and axes: black in a PNG, `currentColor` in a page
 _SVG = "http://www.w3.org/2000/svg"
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -47,98 +43,6 @@ _RC: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
 }
-_COLORS = {  # those of Okabe and Ito and six more, by the method that has one to itself
-    "adam": "#D55E00",
-    "momo_adam": "#0072B2",
-    "prodigy": "#009E73",
-    "adamw": "#E69F00",
-    "schedule_free_adamw": "#CC79A7",
-    "momo": "#56B4E9",
-    "mechanic_adamw": INK,
-    "sgd": "#8C8C8C",
-    "dadapt_adam": "#7A5FD0",
-    "dog": "#A0522D",
-    "prodigy_schedule_free": "#5E9C1E",
-    "madgrad": "#C2185B",
-    "schedule_free_sgd": "#00838F",
-    "range-test": "#5B2A86",
-}
-_MARKERS = "osD^vPXph*<>"
-_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (6, 2)),
-    (0, (1, 1.2)),
-    (0, (5, 1.5, 1, 1.5)),
-    (0, (9, 3)),
-    (0, (3, 1, 1, 1, 1, 1)),
-)
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one method looks in every chart: colour, marker and dash all differ, so that grey is enough."""
-
-    key: str  # marks what belongs to the method in a page, so that the page can dim the others
-    label: str
-    color: str
-    marker: str
-    dash: Any  # a matplotlib line style
-
-
-def styles(labels: Mapping[str, str]) -> dict[str, Style]:
-    """A style per method. `labels`: what people read, by method as in `adam(eps=1e-6)`.
-
-    The colour of a registered method depends on its name alone, so that it is the same in every report; of several
-    with one name that with the shortest label has it. The others take colours that are free, by position. No two
-    methods of a report have both marker and dash in common.
-    """
-    plain: dict[str, str] = {}  # registered name: the method that has its colour
-    for method in sorted(labels, key=lambda method: (len(method), method)):
-        name = re.match(r"\w*", method).group()  # pyright: ignore[reportOptionalMemberAccess]
-        if method in _COLORS or (name in _registered() and re.fullmatch(r"\w+(\(.*\))?", method)):
-            plain.setdefault(method if method in _COLORS else name, method)
-    palette = list(_COLORS.values())
-    colors: dict[str, str] = {}
-    wanted: dict[str, int] = {}  # position among the pairs of marker and dash
-    for name, method in plain.items():
-        lot = zlib.crc32(name.encode())
-        colors[method] = _COLORS.get(name) or palette[lot % len(palette)]
-        wanted[method] = list(_COLORS).index(name) if name in _COLORS else lot
-    used = Counter(colors.values())
-    for i, method in enumerate(labels):
-        if method not in colors:
-            colors[method] = min(palette[::-1] if plain else palette, key=lambda color: used[color])
-            used[colors[method]] += 1
-            wanted[method] = i
-    pairs = [(_MARKERS[i % 12], _DASHES[(i + i // 12) % 6]) for i in range(72)]
-    looks: dict[str, tuple[str, Any]] = {}
-    for method in sorted(labels, key=lambda method: (method not in plain.values(), list(labels).index(method))):
-        free = [pair for pair in pairs if pair not in looks.values()] or pairs
-        first = pairs[wanted[method] % 72]
-        looks[method] = first if first in free else free[wanted[method] % len(free)]
-    return {m: Style(f"m{i}", label, colors[m], *looks[m]) for i, (m, label) in enumerate(labels.items())}
-
-
-@cache
-def _registered() -> frozenset[str]:
-    return frozenset(untuned.list())
-
-
-def power(value: float) -> str:
-    """`10⁻³`, `3·10⁻³`, or digits where they are short."""
-    exponent = math.floor(math.log10(value) + 1e-9)
-    factor = float(f"{value / 10.0**exponent:.3g}")
-    if factor != 1 and -2 <= exponent <= 2:
-        return f"{value:.3g}"
-    ten = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return ten if factor == 1 else f"{factor:g}·{ten}"
-
-
-def decades(plateau: Plateau | None) -> str:
-    """`1.4`, or `≥ 4.0` if the plateau was cut off; `0` for none, a dash if it is a single learning rate."""
-    if plateau is None:
-        return "0"
-    return f"{'≥ ' if plateau.censored else ''}{plateau.decades:.1f}" if plateau.decades else "–"
 
 
 def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None:
@@ -150,7 +54,7 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
     finals = np.concatenate([outcome.finals.ravel() for outcome in result.outcomes])
     top = sign * max([*(sign * finals[~np.isnan(finals)]), sign * metric.chance + metric.tolerance])
     grid = sorted({lr for outcome in result.outcomes for lr in outcome.lrs})
-    width = _lr_axis(ax, grid)
+    width = lr_axis(ax, grid)
     metric_axis(ax, "y", metric, metric.chance, top)
     ax.axhline(metric.chance, color=INK, lw=0.9, ls=(0, (2, 2)), alpha=0.7)
     at_left = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
@@ -172,7 +76,7 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
         aside = 10 ** (0.3 * place)
         apart = 10 ** (min(0.16 * width, 0.35) * place) if len(grid) <= 3 else 1.0
         lrs = apart * np.array(outcome.lrs)
-        _line(ax, lrs, mean, band, style)
+        line(ax, lrs, mean, band, style)
         if len(grid) <= 3:
             ax.vlines(lrs, band[:, 0], band[:, 1], color=style.color, alpha=0.35, lw=4, gid=style.key)
         ends.append((lrs, mean, style))
@@ -185,7 +89,7 @@ def lr_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None
                 low, mid, high = (metric.text(value) for value in (row.min(), row.mean(), row.max()))
                 tip = f"{style.key}|{where}: mean {mid}, range {low} to {high}, n = {len(row)}"
                 ax.plot(x, y, style.marker, color=style.color, zorder=3, gid=tip)
-    _name_lines(ax, ends)
+    name_lines(ax, ends)
 
 
 def default_picture(ax: Axes, result: TaskResult, looks: Mapping[str, Style]) -> None:
@@ -261,7 +165,7 @@ def over_time(ax: Axes, what: str, curves: Mapping[str, Curve], looks: Mapping[s
     means: list[float] = []
     for method, curve in curves.items():
         style = looks[method]
-        _line(ax, curve.epoch, curve.mean, curve.band, style)
+        line(ax, curve.epoch, curve.mean, curve.band, style)
         means += [curve.mean.min(), curve.mean.max()] if len(curve.mean) else []
         some = slice(None, None, -max(1, len(curve.epoch) // 6))
         ax.plot(curve.epoch[some], curve.mean[some], style.marker, color=style.color, ms=4.5, gid=style.key)
@@ -271,17 +175,17 @@ def over_time(ax: Axes, what: str, curves: Mapping[str, Curve], looks: Mapping[s
         ax.set_ylim(low, high)
     narrow = high / low < 200
     if high / low < 12:  # hardly a power of ten in it
-        ax.set_yticks(_ticks(0.13 * math.log(high / low), math.log(low), math.log(high), np.exp, np.log))
+        ax.set_yticks(ticks(0.13 * math.log(high / low), math.log(low), math.log(high), np.exp, np.log))
     else:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if narrow else power(value)))
-    _name_lines(ax, [(curve.epoch, curve.mean, looks[method]) for method, curve in curves.items()])
+    name_lines(ax, [(curve.epoch, curve.mean, looks[method]) for method, curve in curves.items()])
 
 
 def plateaus(ax: Axes, grid: Sequence[float], summaries: Sequence[Summary], looks: Mapping[str, Style]) -> None:
     """The learning rates close to the method's own best (light bar) and to the best of all (solid bar), in decades."""
-    _lr_axis(ax, grid)
+    lr_axis(ax, grid)
     method_axis(ax, [looks[s.method] for s in summaries])
     across = ax.get_yaxis_transform()  # x in widths of the axes, y in data
     for row, s in enumerate(summaries):
@@ -364,110 +268,6 @@ def png(
         place = {"loc": "outside lower center", "ncols": min(len(lines), 3 * columns), "frameon": False}
         figure.legend(handles=lines, handlelength=4, title=note, title_fontsize=8.5, **place)
         figure.savefig(path, format="png", dpi=140)
-
-
-def _lr_axis(ax: Axes, grid: Sequence[float]) -> float:
-    """A logarithmic axis at least one decade wide, and its width in decades. Few rates are all named."""
-    low, high = math.log10(grid[0]), math.log10(grid[-1])
-    margin = max(0.25, (1 - high + low) / 2)
-    ax.set_xscale("log")
-    ax.set_xlim(10 ** (low - margin), 10 ** (high + margin))
-    ax.set_xlabel("learning rate (lr)")
-    width = high - low + 2 * margin
-    if sum(low - margin <= i <= high + margin for i in range(math.floor(low) - 1, math.ceil(high) + 2)) < 3:
-        named: list[float] = []
-        for lr in grid:
-            if not named or math.log10(lr / named[-1]) > 0.16 * width:
-                named.append(lr)
-        ax.set_xticks(named)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
-    return width
-
-
-def metric_axis(ax: Axes, which: Literal["x", "y"], metric: Metric, worst: float, best: float) -> None:
-    """An axis from worst to best, right or up, linear within the tolerance of the best and logarithmic far from it."""
-    sign = 1 if metric.maximize else -1
-    unit = metric.tolerance or 0.02 * abs(best - worst) or 1.0
-
-    def goodness(value: Any) -> Any:  # 0 is the best
-        ahead = sign * (np.asarray(value, float) - best) / unit
-        return np.where(ahead < 0, -np.log1p(np.maximum(-ahead, 0)), ahead)
-
-    def value_of(good: Any) -> Any:
-        good = np.asarray(good, float)
-        return best + sign * unit * np.where(good < 0, -np.expm1(np.maximum(-good, 0)), good)
-
-    scale, limit, label = (
-        (ax.set_xscale, ax.set_xlim, ax.set_xlabel) if which == "x" else (ax.set_yscale, ax.set_ylim, ax.set_ylabel)
-    )
-    scale("function", functions=(lambda value: sign * goodness(value), lambda place: value_of(sign * place)))
-    span = -float(goodness(worst)) or 1.0
-    low, high = -1.07 * span, 0.06 * span
-    limit(float(value_of(low)), float(value_of(high)))
-    label(metric.unit + ("" if metric.maximize else ", lower is better"))
-    ticks = _ticks((0.07 if which == "y" else 0.14) * (high - low), low, high, value_of, goodness)
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_ticks(ticks)
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value if metric.percent else value:.6g}"))
-
-
-def _ticks(
-    gap: float, low: float, high: float, value_of: Callable[[Any], Any], place_of: Callable[[Any], Any]
-) -> list[float]:
-    """Round values, the highest place first, at least `gap` apart on an axis that maps values to places."""
-    ticks, place = [], high
-    while place > low:
-        ticks.append(_roundest(*value_of(np.array([max(place - gap, low), place]))))
-        place = float(place_of(ticks[-1])) - gap
-    return ticks
-
-
-def _roundest(a: float, b: float) -> float:
-    """The number between a and b with the fewest digits."""
-    low, high = sorted((float(a), float(b)))
-    for exponent in range(math.ceil(math.log10(max(abs(low), abs(high), 1e-12))), -13, -1):
-        for digit in (5, 2, 1):
-            step = digit * 10.0**exponent
-            if math.ceil(low / step) * step <= high:
-                return round(math.ceil(low / step) * step, 12)
-    return high
-
-
-def method_axis(ax: Axes, methods: Sequence[Style]) -> None:
-    ax.set_yticks(range(len(methods)), [textwrap.fill(style.label, 30) for style in methods])
-    ax.set_ylim(len(methods) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
-
-
-def _line(ax: Axes, x: Floats, mean: Floats, band: Floats, style: Style) -> None:
-    ax.fill_between(x, band[:, 0], band[:, 1], color=style.color, alpha=0.16, lw=0, gid=style.key)
-    ax.plot(x, mean, color=style.color, ls=style.dash, gid=style.key)
-
-
-def _name_lines(ax: Axes, lines: Sequence[tuple[Sequence[float] | Floats, Floats, Style]]) -> None:
-    """Write each line's name right of its last point, moved apart where they would overlap."""
-    to_axes = ax.transScale + ax.transLimits
-    ends = []
-    for x, y, style in lines:
-        known = np.flatnonzero(~np.isnan(y))
-        if len(known):
-            ends.append((*to_axes.transform((x[known[-1]], y[known[-1]])), style))
-    ends.sort(key=lambda end: end[1])
-    heights = [end[1] for end in ends]
-    gap = 0.062  # of the axes' height: one line of text
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    ceiling = 1.0
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], ceiling)
-        ceiling = heights[i] - gap
-    for (x, y, style), height in zip(ends, heights, strict=True):
-        leader = {"color": style.color, "lw": 0.8, "alpha": 0.8, "clip_on": False, "gid": style.key}
-        ax.plot([x, 1.0, 1.03], [y, y, height], transform=ax.transAxes, **leader)
-        ax.text(1.04, height, style.label, transform=ax.transAxes, va="center", fontsize=9, gid=style.key)
 
 
 def _inline(figure: Figure, description: str) -> str:

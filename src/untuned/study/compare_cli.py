@@ -56,7 +56,7 @@ def compare(
     """
     from rich.console import Console
 
-    from untuned.study import execute, report, results, verdicts
+    from untuned.study import execute, report, report_tables, results, verdicts
     from untuned.study.request import Request
 
     request = Request.of(
@@ -78,7 +78,7 @@ def compare(
     page = report.write(store.folder)
     found = results.load(store.folder)
     console = Console(emoji=False)
-    for table in report.summary_tables(found, console.width):
+    for table in report_tables.summary_tables(found, console.width):
         console.print(table)
     for decision in verdicts.decide(found):
         print(f"{decision.sentence}. Rule: {decision.rule}")

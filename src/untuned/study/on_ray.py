@@ -23,8 +23,8 @@ import torch
 import untuned
 from untuned.study import tasks
 from untuned.study.config import Run, StudyError
+from untuned.study.pool import Ended, attempt
 from untuned.study.runner import Result
-from untuned.study.sweep import Ended, attempt
 
 TRIES = 2  # of a run whose process dies
 NODES = 3  # that may be lost under a run, before it is taken for what kills them

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from untuned.optimizer.optimizer import Optimizer
-from untuned.study import methods
+from untuned.study import building
 from untuned.study.config import Run
 from untuned.study.tasks import Task
 
@@ -46,7 +46,7 @@ def find_lr(
     lrs, smoothed, mean, used = [], [], 0.0, 0
     takes_loss = isinstance(optimizer, Optimizer) or "loss" in inspect.signature(optimizer.step).parameters
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
-    records = methods.records_samples(run.method)
+    records = building.records_samples(run.method)
     ids = chain.from_iterable(task.ids(run.seed, epoch) for epoch in count()) if records else repeat(None)
     for step, (batch, sample_ids) in enumerate(islice(zip(stream, ids, strict=False), steps)):
         lr = low * (high / low) ** (step / (steps - 1))

@@ -12,7 +12,7 @@ from untuned.schedules.refine import Floats, median_filter, peak, window_of
 from untuned.schedules.refined import norms_of
 from untuned.schedules.shapes import sampled
 from untuned.study import charts
-from untuned.study.charts import Style
+from untuned.study.looks import Style, styles
 from untuned.study.refined import METHODS, NOISY, SCHEDULES, SHAPES, Column
 from untuned.study.schedule import NORMS, draw_norms, draw_schedules, late, looks, readable
 from untuned.study.stats import interval
@@ -38,7 +38,7 @@ def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
     """Write `refined.md` and `refined.png` and return the path of the first."""
     finals = [column.finals(seeds) for column in columns]
     panels, lines = [], []
-    styles = charts.styles({name: name for name in SCHEDULES})
+    key = styles({name: name for name in SCHEDULES})
     plain = looks(*SCHEDULES)
     for column, losses in zip(columns, finals, strict=True):
         norms = _norms(column)
@@ -50,11 +50,11 @@ def write(folder: Path, columns: Sequence[Column], seeds: int) -> Path:
         panels += [
             (f"{title}: linear decay", partial(draw_norms, norms=norms, smooth=smooth, kind=kind)),
             (f"{title}: schedules", partial(draw_schedules, schedules=drawn, key=plain)),
-            (f"{title}: final training loss", partial(_draw_losses, losses=losses, key=styles)),
+            (f"{title}: final training loss", partial(_draw_losses, losses=losses, key=key)),
         ]
         lines += _section(title, column, losses, refined)
     note = f"losses: seeds, their means and 95 % intervals, n = {seeds}"
-    charts.png(folder / "refined.png", panels, NORMS | styles, note)
+    charts.png(folder / "refined.png", panels, NORMS | key, note)
     intro = _INTRO.format(headline=_headline(columns, finals), seeds=seeds)
     page = folder / "refined.md"
     page.write_text("\n".join([intro, *lines]), encoding="utf-8")

@@ -26,9 +26,11 @@ import numpy as np
 
 from untuned.schedules.tables import replace
 from untuned.study import tasks
-from untuned.study.config import DEFAULT, MethodEntry, Study, StudyError, parse_methods, resolve
+from untuned.study.building import default_lr
+from untuned.study.config import MethodEntry, Study, StudyError, parse_methods
 from untuned.study.horizons import ExchangeRate, Floats, fit_exchange_rate, share_reached
-from untuned.study.methods import RANGE_TEST, MethodSpec, default_lr
+from untuned.study.methods import RANGE_TEST, MethodSpec
+from untuned.study.resolve import DEFAULT, resolve
 from untuned.study.stats import seed_mean
 from untuned.study.store import Store
 from untuned.study.tuning import missing, on_grid

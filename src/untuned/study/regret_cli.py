@@ -34,7 +34,7 @@ def regret(
     from rich.console import Console
 
     from untuned.study import regret as core
-    from untuned.study import regret_report
+    from untuned.study import regret_report, regret_tables
     from untuned.study.config import StudyError, parse_methods
     from untuned.study.store import Store
     from untuned.study.suites import SUITES
@@ -48,6 +48,6 @@ def regret(
     core.remember(folder, contenders)
     store = run_study(study, folder, workers, retry_crashed, more=core.untried, on=on)
     page = regret_report.write(folder)
-    Console(emoji=False).print(regret_report.table(core.load(folder)))
+    Console(emoji=False).print(regret_tables.table(core.load(folder)))
     print(f"report: {page}")
     exit_if_crashed(store)

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 
 import untuned
 from untuned.study import charts
-from untuned.study.config import MethodSpec, Study, StudyError, TaskEntry, label, resolve
+from untuned.study.config import MethodSpec, Study, StudyError, TaskEntry, label
+from untuned.study.looks import INK, Style, styles
+from untuned.study.resolve import resolve
 from untuned.study.stats import interval, plateau
 from untuned.study.store import Store
 
@@ -148,7 +150,7 @@ def write_logreg12(store: Store) -> str:
         others = [f"{cell.method} {cell.difference:+.4f}" for cell in row if not cell.agrees]
         verdict = f"{len(row) - len(others)} of {len(row)} within one point"
         remarks.append(f"- {task.name}: " + ", not ".join([verdict, *others]))
-    looks = charts.styles({cell.method: cell.method for cell in table})
+    looks = styles({cell.method: cell.method for cell in table})
     n = len(store.study.seeds)
     note = f"Means over seeds, n = {n}{', with 95 % intervals' if n > 1 else ''}; grey: one point either way"
     panel = ("Training accuracy: ours minus published", lambda ax: _differences(ax, table, looks))
@@ -213,10 +215,10 @@ def _decades(row: list[Cell], accuracies: list[float]) -> str:
     return f"{'at least ' if found.censored else ''}{found.decades:.1f}" if found else "none"
 
 
-def _differences(ax: Axes, table: Sequence[Cell], looks: Mapping[str, charts.Style]) -> None:
+def _differences(ax: Axes, table: Sequence[Cell], looks: Mapping[str, Style]) -> None:
     """A row a set, one mark a method: ours minus published in points, with the interval of our mean."""
-    ax.axvspan(-100 * POINT, 100 * POINT, color=charts.INK, alpha=0.1, lw=0)
-    ax.axvline(0, color=charts.INK, lw=0.9)
+    ax.axvspan(-100 * POINT, 100 * POINT, color=INK, alpha=0.1, lw=0)
+    ax.axvline(0, color=INK, lw=0.9)
     tasks = list(dict.fromkeys(cell.task for cell in table))
     for cell in table:
         if math.isnan(cell.ours):

@@ -27,7 +27,8 @@ from pydantic import (
     ValidationError,
 )
 
-from untuned.study.config import RuleEntry, Study, StudyError, parse_lrs, parse_methods, resolve
+from untuned.study.config import RuleEntry, Study, StudyError, parse_methods
+from untuned.study.resolve import parse_lrs, resolve
 
 DEMO_TASKS = ("logreg-vehicle", "fashion-mlp")
 DEMO_BUDGET = 10.0

@@ -23,7 +23,7 @@ import torch
 from untuned.gradients import Norms
 from untuned.optimizer.optimizer import Optimizer
 from untuned.schedules import NormRecorder
-from untuned.study import methods
+from untuned.study import building
 from untuned.study.config import Run
 from untuned.study.memory import reset_peak, resident_peak, state_bytes
 from untuned.study.range_test import find_lr
@@ -126,14 +126,14 @@ def _train(task: Task, run: Run, curve: _Curve, norms: Path | None) -> dict[str,
     model = task.model(run.seed)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{run.task}: model(seed) must return a torch.nn.Module, not {_short(model)}")
-    records = methods.records_samples(run.method)
+    records = building.records_samples(run.method)
     if records and not task.samples:
         raise ValueError(f"{run.method} records a loss per sample, and {run.task} does not number its samples")
     given: dict[str, Any] = {"samples": task.samples} if records else {}
     given |= {} if norms is None else {"gradient": [Norms()]}  # summed in the step: no second pass over the gradients
 
     def create(of: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-        return methods.create(of, run.method, lr, run.options, **given)
+        return building.create(of, run.method, lr, run.options, **given)
 
     per_epoch = sum(1 for _ in task.batches(run.seed, 0))
     if not per_epoch:
@@ -147,7 +147,7 @@ def _train(task: Task, run: Run, curve: _Curve, norms: Path | None) -> dict[str,
     optimizer = curve.optimizer = create(model, lr)
     own = isinstance(optimizer, Optimizer)
     takes_loss = own or "loss" in inspect.signature(optimizer.step).parameters
-    follows = methods.follow(optimizer, run.schedule, run.warmup, total - curve.steps)
+    follows = building.follow(optimizer, run.schedule, run.warmup, total - curve.steps)
 
     def evaluate() -> dict[str, float]:
         final = _evaluated(task, run, model, optimizer)

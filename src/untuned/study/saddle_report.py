@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from untuned.study import charts
-from untuned.study.charts import Style
+from untuned.study.looks import INK, Style, styles
 from untuned.study.saddle import ENOUGH, LIMIT, SETTINGS, Outcome, Point, flagged
 from untuned.study.saddle_problems import Saddle, growth
 from untuned.study.stats import interval
@@ -122,8 +122,8 @@ def _findings(name: str, outcomes: Sequence[Outcome], means: dict[float, float])
 
 
 def _picture(path: Path, outcomes: Sequence[Outcome], points: Sequence[Point]) -> None:
-    styles = charts.styles({f"{beta:g}": f"beta {beta:g}" for beta in _betas(outcomes)})
-    looks = {float(beta): style for beta, style in styles.items()}
+    by_beta = styles({f"{beta:g}": f"beta {beta:g}" for beta in _betas(outcomes)})
+    looks = {float(beta): style for beta, style in by_beta.items()}
     panels: list[Callable[..., None]] = [_paths, _times, _errors, _shares]
     with mpl.rc_context(charts._RC):
         figure = Figure((10.6, 8.6), facecolor="white", layout="constrained")
@@ -154,7 +154,7 @@ def _paths(ax: Axes, outcomes: Sequence[Outcome], points: Sequence[Point], looks
         xy = np.array([(p.x, p.y) for p in points if p.problem == "saddle" and p.beta == beta and p.seed == seed])
         ax.plot(*xy.T, color=style.color, ls=style.dash, lw=1.1)
         ax.plot(*xy[-1], style.marker, color=style.color, ms=7, mec="white", zorder=3)
-    ax.plot(0, 0, "+", color=charts.INK, ms=10, mew=1.5)
+    ax.plot(0, 0, "+", color=INK, ms=10, mew=1.5)
     ax.annotate("start", (0, 0), (5, 5), textcoords="offset points", fontsize=8.5)
     ax.set(xlabel="w1", ylabel="w2")
 
@@ -174,7 +174,7 @@ def _times(ax: Axes, outcomes: Sequence[Outcome], _: Sequence[Point], looks: dic
         ax.plot([beta, beta], [low, high], color=style.color)
         ax.plot(beta, means[beta], style.marker, color=style.color, ms=8, zorder=3)
     curve = np.linspace(0, max(looks), 60)
-    ax.plot(curve, [predicted(b, means[0.0]) for b in curve], color=charts.INK, lw=1, ls=(0, (4, 3)))
+    ax.plot(curve, [predicted(b, means[0.0]) for b in curve], color=INK, lw=1, ls=(0, (4, 3)))
     ax.annotate(
         "from the growth per step", (curve[4], predicted(curve[4], means[0.0])), (0, 6), textcoords="offset points",
         fontsize=8.5,
@@ -195,7 +195,7 @@ def _errors(ax: Axes, _: Sequence[Outcome], points: Sequence[Point], looks: dict
         for seed in sorted({p.seed for p in mine}):
             xy = np.array([(p.step, p.x) for p in mine if p.seed == seed])
             ax.plot(*xy.T, color=style.color, lw=0.6, alpha=0.35)
-    ax.axhline(0.1, color=charts.INK, lw=0.9, ls=(0, (2, 2)))
+    ax.axhline(0.1, color=INK, lw=0.9, ls=(0, (2, 2)))
     ax.set_yscale("log")
     ax.set_ylim(0.01, 10)
     ax.set(xlabel="steps", ylabel="error (share of |w*|), median and seeds")
@@ -214,7 +214,7 @@ def _shares(ax: Axes, outcomes: Sequence[Outcome], _: Sequence[Point], looks: di
             face = style.color if filled else "white"
             ax.plot(place, mean, style.marker, color=style.color, mfc=face, ms=8)
         ax.plot([], [], "o", color="#8C8C8C", mfc="#8C8C8C" if name == "phase" else "white", label=setting.title)
-    ax.axhline(100 * ENOUGH, color=charts.INK, lw=0.9, ls=(0, (2, 2)))
+    ax.axhline(100 * ENOUGH, color=INK, lw=0.9, ls=(0, (2, 2)))
     ax.annotate("flagged below", (0.02, 100 * ENOUGH), (0, -3), va="top", fontsize=8.5,
                 xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     ax.set_xticks(range(len(looks)), [f"{beta:g}" for beta in looks])

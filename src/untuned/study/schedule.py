@@ -18,11 +18,11 @@ from untuned.schedules.refine import Floats, median_filter, peak, window_of
 from untuned.schedules.refined import norms_of
 from untuned.schedules.shapes import sampled
 from untuned.study import charts
-from untuned.study.charts import Style
 from untuned.study.config import StudyError
+from untuned.study.looks import INK, Style, styles
 
 LATE = 0.5  # part of the run after which a peak is warned of
-NORMS = {"norms": Style("n0", "norms", "#8C8C8C", "", "-"), "smoothed": Style("n1", "smoothed", charts.INK, "", "-")}
+NORMS = {"norms": Style("n0", "norms", "#8C8C8C", "", "-"), "smoothed": Style("n1", "smoothed", INK, "", "-")}
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def write_refined(log: Path, power: float, tau: float, steps: int | None, out: P
 
 def looks(*labels: str) -> dict[str, Style]:
     """Styles of plain lines."""
-    return {key: replace(style, marker="") for key, style in charts.styles({one: one for one in labels}).items()}
+    return {key: replace(style, marker="") for key, style in styles({one: one for one in labels}).items()}
 
 
 def draw_norms(ax: Axes, norms: Floats, smooth: Floats, kind: str) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import resource_tracker
@@ -16,11 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-
 from untuned.study import tasks
 from untuned.study.config import Run, StudyError
-from untuned.study.runner import Result, train
+from untuned.study.pool import Ended, Pool, attempt
+from untuned.study.runner import Result
 from untuned.study.store import Store
 
 
@@ -36,28 +35,6 @@ def pending(store: Store, retry_crashed: bool = False) -> list[Run]:
     finished = {"done", "diverged"} if retry_crashed else {"done", "diverged", "crashed"}
     statuses = store.statuses()
     return [run for run in store.study.runs() if statuses.get(run.id) not in finished]
-
-
-Ended = tuple[Result, pa.Table | None]  # how a run ended and its curve, which a process that died has not left
-
-
-class Pool(Protocol):
-    """Where runs are made, each in a process that may die without harm to the others."""
-
-    @property
-    def free(self) -> int:
-        """How many more runs can start now."""
-        ...
-
-    def start(self, run: Run) -> None: ...
-
-    def ended(self) -> list[tuple[Run, Ended]]:
-        """Wait for a while, and tell what has ended since the last call, if anything."""
-        ...
-
-    def stop(self) -> None:
-        """End what still runs."""
-        ...
 
 
 def sweep(
@@ -113,14 +90,6 @@ def _pool(on: str, workers: int | None, norms: Path | None, task_names: set[str]
     from untuned.study.on_ray import Nodes
 
     return Nodes(workers, task_names)
-
-
-def attempt(run: Run, load: Callable[[str], tasks.Task], norms: Path | None = None) -> Ended:
-    """Make the run in this process; whatever it raises is a result."""
-    try:
-        return train(load(run.task), run, norms)
-    except Exception:  # a task that does not load costs this run alone
-        return Result("crashed", error=traceback.format_exc()), None
 
 
 class Processes:
