@@ -11,8 +11,9 @@ import tiny
 from untuned.study import execute as execution
 from untuned.study import results, sweep
 from untuned.study.config import Run, Study, StudyError, parse_methods
-from untuned.study.execute import execute, last_command, untried
+from untuned.study.execute import execute, untried
 from untuned.study.resolve import resolve
+from untuned.study.results import last_command
 from untuned.study.runner import Result, train
 from untuned.study.store import Store
 from untuned.study.tuning import missing

@@ -76,6 +76,11 @@ def create(
     return untuned.compose(grouped(model, decayed), **chosen, **options, **engine)
 
 
+def takes_loss(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` has an argument `loss`; all of ours have."""
+    return isinstance(optimizer, untuned.Optimizer) or "loss" in inspect.signature(optimizer.step).parameters
+
+
 ROLES: dict[str, type] = {
     "direction": parts.Direction,
     "step_size": parts.StepSize,

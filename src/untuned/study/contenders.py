@@ -1,6 +1,5 @@
 """What a benchmark steps: the parameter lists of real models, and optimizers by name, ours and other packages'."""
 
-import inspect
 import math
 from importlib import import_module
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 import untuned
+from untuned.study.building import takes_loss
 from untuned.study.config import label, parse_methods
 from untuned.study.memory import state_bytes
 from untuned.study.programs import streams
@@ -94,8 +94,8 @@ class Contender:
         self.optimizer = self._optimizer(name, guard, slot_dtype)
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
-        takes_loss = "loss" in inspect.signature(self.optimizer.step).parameters
-        self.arguments: dict[str, Any] = {"loss": torch.ones((), device=device)} if takes_loss else {}
+        given = takes_loss(self.optimizer)
+        self.arguments: dict[str, Any] = {"loss": torch.ones((), device=device)} if given else {}
         if isinstance(self.optimizer, untuned.Optimizer):
             self.arguments["sample_ids"] = torch.arange(128, device=device)
 

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -50,13 +49,6 @@ def execute(
             return
         store.grow(store.study.with_rates(added))
         print(f"{sum(map(len, added.values()))} learning rates more: the best so far has neighbours that have not run")
-
-
-def last_command(folder: Path) -> str:
-    """The command that last ran the study of a folder, "" if none is known."""
-    path = folder / "command.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return lines[-1].partition(" UTC: ")[2] if lines else ""
 
 
 def untried(store: Store) -> dict[tuple[str, str], list[float]]:

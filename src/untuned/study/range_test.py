@@ -10,7 +10,6 @@ numbers are not compared with here.
 
 import ast
 import copy
-import inspect
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from untuned.optimizer.optimizer import Optimizer
 from untuned.study import building
 from untuned.study.config import Run
 from untuned.study.tasks import Task
@@ -44,7 +42,7 @@ def find_lr(
     trial = copy.deepcopy(model)
     optimizer = create(trial, low)
     lrs, smoothed, mean, used = [], [], 0.0, 0
-    takes_loss = isinstance(optimizer, Optimizer) or "loss" in inspect.signature(optimizer.step).parameters
+    takes_loss = building.takes_loss(optimizer)
     stream = chain.from_iterable(task.batches(run.seed, epoch) for epoch in count())
     records = building.records_samples(run.method)
     ids = chain.from_iterable(task.ids(run.seed, epoch) for epoch in count()) if records else repeat(None)

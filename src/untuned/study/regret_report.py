@@ -15,10 +15,10 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from untuned.study import aggregate, charts
 from untuned.study.axes import method_axis
 from untuned.study.config import StudyError
-from untuned.study.execute import last_command
 from untuned.study.looks import INK, Style, styles
 from untuned.study.regret import REFERENCE, Regrets, TaskRegret, load
 from untuned.study.regret_tables import HEADER, MARGIN, WHAT, Row, beside, cells, percent, rows_of, write_tables
+from untuned.study.results import last_command
 from untuned.study.stats import seed_mean
 
 

@@ -104,10 +104,11 @@ def load(folder: Path) -> Results:
             value, held = value if math.isfinite(value) else math.nan, row["state_bytes"]
             finished.append(Finished(run, value, store.curve(run.id), math.nan if held is None else float(held)))
     results = [_task(study, task, [f for f in finished if f.run.task == task.name], ledger) for task in study.tasks]
-    return Results(study, runs, ledger, finished, results, _command(store.folder))
+    return Results(study, runs, ledger, finished, results, last_command(store.folder))
 
 
-def _command(folder: Path) -> str:
+def last_command(folder: Path) -> str:
+    """The command that last ran the study of a folder, "" if none is known."""
     try:
         lines = (folder / "command.txt").read_text(encoding="utf-8").split("\n")
     except OSError:

@@ -1,6 +1,5 @@
 """One run: train a task with a method at a learning rate, and measure."""
 
-import inspect
 import math
 import random
 import reprlib
@@ -145,8 +144,7 @@ def _train(task: Task, run: Run, curve: _Curve, norms: Path | None) -> dict[str,
         found, curve.steps = find_lr(task, run, model, create, total)
         lr *= found
     optimizer = curve.optimizer = create(model, lr)
-    own = isinstance(optimizer, Optimizer)
-    takes_loss = own or "loss" in inspect.signature(optimizer.step).parameters
+    takes_loss = building.takes_loss(optimizer)
     follows = building.follow(optimizer, run.schedule, run.warmup, total - curve.steps)
 
     def evaluate() -> dict[str, float]:
