@@ -143,6 +143,7 @@ _METHODS = {
             "AdamW, every step times a random number",
             "arXiv 2405.09742",
         ),
+        ("relative_muon", optimizers.RelativeMuon, "Muon and Adam, steps in shares of the weights", "arXiv 2502.16982"),
         ("ngn", optimizers.NGN, "Gauss-Newton step from the loss, below lr", "arXiv 2407.04358"),
     )
 }

@@ -25,8 +25,9 @@ class Muon(Direction):
 
     X is computed in bfloat16, as in torch, but in float64 if the slots are float64. Kernels round m as torch does, and
     so equal it but for the last bit; the reference may round m otherwise, which bfloat16 shows (about 1e-3 of a step).
-    For matrices only, usually those of hidden layers: other tensors need another direction. Where matrices are sharded,
-    each rank gathers m, and g with `nesterov`. Slots: 1, and a tensor like the parameter that is not saved.
+    For matrices, usually those of hidden layers, and kernels of convolutions, whose slices along the first dimension
+    are rows, as in Jordan's code (torch's takes matrices only): other tensors need another direction. Where they are
+    sharded, each rank gathers m, and g with `nesterov`. Slots: 1, and a tensor like the parameter that is not saved.
     """
 
     momentum: float = hyper(default=0.95, within="[0, 1)")
@@ -50,9 +51,10 @@ class Muon(Direction):
 
     def reform(self, x: Place) -> None:
         n = x.g.to(x.m.dtype).lerp(x.m, x.momentum) if self.nesterov else x.m
+        n = n.flatten(1)
         rows, columns = n.shape
         r = max(1.0, rows / max(columns, 1)) if self.adjust == "original" else 0.04 * max(rows, columns)
-        x.o = r**0.5 * _orthogonal(n, x.ns_steps, x.ns_coefficients, x.eps)
+        x.o = (r**0.5 * _orthogonal(n, x.ns_steps, x.ns_coefficients, x.eps)).view_as(x.m)
 
     def unit(self, x: Place) -> Any:
         return x.bias * x.o
@@ -61,10 +63,10 @@ class Muon(Direction):
         return 1 - x.momentum**x.k
 
     def refuse(self, p: Any) -> str | None:
-        if p.dim() == 2:
+        if p.dim() >= 2:
             return None
         return (
-            f"Muon takes matrices, not a tensor of shape {tuple(p.shape)}. Give it the matrices of a partition, "
+            f"Muon takes matrices and kernels of convolutions, not a tensor of shape {tuple(p.shape)}. Give it the matrices of a partition, "
             f"direction={{'matrices': Muon(), 'rest': Adam()}}, and other tensors in groups with label='rest'."
         )
 

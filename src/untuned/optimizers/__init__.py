@@ -19,6 +19,7 @@ from untuned.optimizers.heavy_ball import AMMSGD, AdaptiveHeavyBall, AdaptiveHea
 from untuned.optimizers.momo import MoMo, MoMoAdam
 from untuned.optimizers.polyak import ALIG, MOTAPS, NGN, SP, SPS, TAPS, DecSPS, ProxSPS
 from untuned.optimizers.random_scaling import RandomScalingAdamW, RandomScalingSGD
+from untuned.optimizers.relative import RelativeMuon
 
 __all__ = [
     "ALIG",
@@ -71,6 +72,7 @@ __all__ = [
     "ProxSPS",
     "RandomScalingAdamW",
     "RandomScalingSGD",
+    "RelativeMuon",
     "Resetting",
     "ResettingGD",
     "SGDScheduleFree",

@@ -16,6 +16,7 @@ from untuned.step_sizes.ngn import NGN
 from untuned.step_sizes.polyak import SP, SPS, DecSPS
 from untuned.step_sizes.prodigy import Prodigy
 from untuned.step_sizes.recorded import MOTAPS, TAPS
+from untuned.step_sizes.relative import Relative
 
 __all__ = [
     "ALIG",
@@ -41,5 +42,6 @@ __all__ = [
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",
+    "Relative",
     "WarmedUp",
 ]
