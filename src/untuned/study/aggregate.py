@@ -5,6 +5,7 @@ same unit (regret, accuracy, ...). Scores are finite: a run that diverged counts
 nothing. A task without any run is left out. The statistics follow Agarwal et al. 2021 (arXiv 2108.13264, `rliable`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -332,16 +333,23 @@ class Rule:
 
     def verdict(self, a: ArrayLike, b: ArrayLike) -> Verdict:
         """What the rule says of method `a` beside method `b`: scores (tasks, seeds) of the same tasks and seeds."""
-        interval = self.estimate(a, b).interval
-        if interval is None:
-            return "cannot be told"
-        low, high = interval
+        return self.judge(self.estimate(a, b).interval)
+
+    def judge(self, interval: tuple[float, float] | None) -> Verdict:
+        """What the rule says of an interval of the estimate; None is one that could not be computed."""
+        regions = self.regions(interval)
+        return next(iter(regions)) if len(regions) == 1 else "cannot be told"
+
+    def regions(self, interval: tuple[float, float] | None) -> frozenset[Verdict]:
+        """The verdicts that an interval leaves open: better, worse, no difference of more than the margin."""
+        low, high = (-math.inf, math.inf) if interval is None else interval
         if self.statistic == "probability":
             low, high = low - 0.5, high - 0.5
         elif not self.higher_is_better:
             low, high = -high, -low
-        if low > self.margin:
-            return "better"
-        if high < -self.margin:
-            return "worse"
-        return "no difference of more than the margin" if max(-low, high) <= self.margin else "cannot be told"
+        found: dict[Verdict, bool] = {
+            "worse": low < -self.margin,
+            "no difference of more than the margin": low <= self.margin and high >= -self.margin,
+            "better": high > self.margin,
+        }
+        return frozenset(verdict for verdict, there in found.items() if there)

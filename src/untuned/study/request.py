@@ -27,7 +27,7 @@ from pydantic import (
     ValidationError,
 )
 
-from untuned.study.config import RuleEntry, Study, StudyError, parse_methods
+from untuned.study.config import ClaimEntry, RuleEntry, Study, StudyError, parse_methods
 from untuned.study.resolve import parse_lrs, resolve
 
 DEMO_TASKS = ("logreg-vehicle", "fashion-mlp")
@@ -55,6 +55,7 @@ class Request(BaseModel):
     stop_hopeless: StrictBool = False
     tune: StrictBool = False
     rules: tuple[RuleEntry, ...] = ()
+    claim: ClaimEntry | None = None
     _file: str = PrivateAttr("")  # that it was read from
 
     @classmethod
@@ -105,6 +106,7 @@ class Request(BaseModel):
             warmup=self.warmup,
             stop_hopeless=self.stop_hopeless,
             rules=self.rules,
+            claim=self.claim,
         )
 
 
