@@ -34,7 +34,8 @@ HEAD = """# Claims of the papers, decided
 
 {count} claims of the papers behind this library, each decided by a study: {holds} hold here, {not_} do not,
 {untold} cannot be told at this scale. The rule of a study was committed before its first run, with the date that stands
-here. "Here" is on small tasks and one processor core: a claim that does not hold here may hold where its paper tested it.
+here. "Here" is on small tasks and one processor core: a claim that does not hold here may hold where its paper tested
+it.
 
 **How to read a rule.** `a (default) - b (best) >= -0.02`: method a at its default learning rate against b at the best
 of its grid, which is chosen on the runs it is judged by. Scores lie between chance, 0, and the best mean of the study
@@ -259,10 +260,9 @@ def main(folder: Path | None) -> None:
         if folder and (folder / name).exists() and (new := collected(name, folder / name)):
             rows[name] = [dict(zip(COLUMNS, row, strict=True)) for row in new]
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for name in names():
-        writer.writerows(rows.get(name, []))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([row[column] for column in COLUMNS] for name in names() for row in rows.get(name, []))
     RESULTS.write_text(text.getvalue(), encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 
