@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -136,9 +137,8 @@ def rule_text(entry: RuleEntry, claim: ClaimEntry) -> str:
 
 
 def short(method: str) -> str:
-    """A method as people write it, without the hash of a refined schedule's file."""
-    before, hashed, after = method.partition(", sha256=")
-    return before + after[after.index(")") :] if hashed else method
+    """A method as people write it, without the file of a refined schedule."""
+    return re.sub(r"refined\([^)]*\)", "refined", method)
 
 
 def number(value: float, digits: int = 3) -> str:
