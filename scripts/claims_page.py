@@ -96,11 +96,17 @@ def read() -> dict[str, list[dict[str, str]]]:
 
 
 def decided(name: str, rows: Iterable[dict[str, str]]) -> Results:
-    """The study of a claim with the runs of results.csv."""
+    """The study of a claim with the runs of results.csv, among them those at learning rates that tuning added."""
     values = {
         (row["task"], row["method"], float(row["lr"]), int(row["seed"])): float(row["value"] or "nan") for row in rows
     }
-    return results.of_values(asked(name), values)
+    study = asked(name)
+    usual = {method.label: method.lrs for method in study.methods}
+    added: dict[tuple[str, str], list[float]] = {}
+    for task, method, lr, seed in values:
+        if seed == 0 and lr not in usual[method]:
+            added.setdefault((method, task), []).append(lr)
+    return results.of_values(study.with_rates(added), values)
 
 
 # Words
