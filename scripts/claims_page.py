@@ -41,10 +41,11 @@ it.
 **How to read a rule.** `a (default) - b (best) >= -0.02`: method a at its default learning rate against b at the best
 of its grid, which is chosen on the runs it is judged by. Scores lie between chance, 0, and the best mean of the study
 on a task, 1; widths are decades of learning rate within 2 points of accuracy, or 2 % of chance, of a method's own best,
-as far as the grid reaches. The claim holds if the whole 95 % interval (bootstrap over seeds, and over tasks if there
-are several) is on the rule's side, does not if the whole interval is on the other, and else cannot be told at this
-scale. Of several rules each has to hold. What a rule says of every task for itself stands below; it decides nothing.
-Every number is in [results.csv](claims/results.csv); the commands run from the root of the repository.
+as far as the grid reaches. The claim holds if the whole 95 % interval (bootstrap over tasks and seeds, for a claim
+about tasks like these; over seeds where the rule says *these tasks*) is on the rule's side, does not if the whole interval is on the other, and else cannot be told at this
+scale. Of several rules each has to hold. What a rule says of each task, by its seeds alone,
+stands beside it and decides nothing; where it says yes on some tasks and no on others, more seeds would not tell. Every
+number is in [results.csv](claims/results.csv); the commands run from the root of the repository.
 
 """
 
@@ -194,6 +195,20 @@ def sides(found: Results, task: TaskResult, entry: RuleEntry) -> list[str]:
     return cells
 
 
+def task_by_task(found: Results) -> str:
+    """On how many tasks the claim holds, does not, and cannot be told, each by its seeds alone; "" for one task."""
+    claim = found.study.claim
+    assert claim is not None
+    said: Counter[str] = Counter()
+    for task in found.tasks:
+        words = {verdicts.decide_on(found, entry, [task]).says(claim) for entry in found.study.rules}
+        no = "does not hold here" in words
+        said["no" if no else "yes" if words == {"holds here"} else "open"] += 1
+    if len(found.tasks) == 1:
+        return ""
+    return f"; task by task: {', '.join(f'{word} on {said[word]}' for word in ('yes', 'no', 'open') if said[word])}"
+
+
 def seeds(study: Study) -> str:
     return f"n = {len(study.seeds)} seeds"
 
@@ -251,7 +266,7 @@ def page(rows: dict[str, list[dict[str, str]]]) -> str:
                 f"{', '.join(task.name for task in study.tasks)}; {seeds(study)}",
                 f"{'<br>'.join(f'`{rule_text(entry, claim)}`' for entry in study.rules)}, {claim.date}",
                 "<br>".join(span(decision) for decision in decisions),
-                f"**{said[name]}**",
+                f"**{said[name]}**{task_by_task(one)}",
                 f"`{command(name)}`",
             ]
         )

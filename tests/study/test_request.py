@@ -161,7 +161,7 @@ BAD = {
     "rules = 3": "study.toml: rules: Input should be a valid tuple, not 3",
     "[[rules]]\nmethod = 'adam'": "study.toml: rules.0.against: Field required",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nmargn = 1": "rules.0.margn: Extra inputs are not permitted, not 1; "
-    "there are method, against, at, against_at, statistic, margin, level",
+    "there are method, against, at, against_at, statistic, over, margin, level",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nmargin = -1": "study.toml: rules.0.margin: Input should be greater",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nlevel = 1.0": "study.toml: rules.0.level: Input should be less than",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nat = 'worst'": "study.toml: rules.0.at: Input should be 'default' or",

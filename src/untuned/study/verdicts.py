@@ -98,7 +98,7 @@ def decide_claim(results: Results) -> ClaimVerdict | None:
 
 def decide_on(results: Results, entry: RuleEntry, tasks: Sequence[TaskResult]) -> Decision:
     """What a rule says on some of the study's tasks; a verdict about tasks like these needs more than one."""
-    several = len(tasks) > 1
+    several = len(tasks) > 1 and entry.over == "tasks"
     if entry.statistic == "width":
         rule = widths.WidthRule("mean", entry.margin, entry.level, higher_is_better=True, tasks=several)
         estimate = widths.compare(tasks, entry.method, entry.against, rule)
