@@ -159,6 +159,25 @@ def test_the_command_ends_with_the_verdict_on_the_claim(tmp_path: Path) -> None:
     assert f"claim: SGD learns (a paper): {verdict}\n" in result.output
 
 
+def test_a_rule_about_these_tasks_draws_seeds_alone() -> None:
+    entries = [
+        RuleEntry.model_validate({"method": "adam", "against": "sgd", "at": "best", "over": over})
+        for over in ("tasks", "seeds")
+    ]
+    tasks = ["tiny:Line", "tiny:Slow"]
+    asked = resolve(tasks, parse_methods("adam(lr=0.1),sgd(lr=0.1)"), (), 2, rules=entries, claim=claim("better"))
+    lead = {"tiny:Line": 0.4, "tiny:Slow": -0.1}  # the tasks disagree, the seeds do not
+    values = {
+        (task, method, 0.1, seed): 0.5 + (lead[task] if method == "adam" else 0.0)
+        for task in tasks
+        for method in ("adam", "sgd")
+        for seed in (0, 1)
+    }
+    these, those = verdicts.decide(results.of_values(asked, values))[::-1]
+    assert (these.verdict, those.verdict) == ("better", "cannot be told")
+    assert these.numbers[1] == these.numbers[2] == pytest.approx(these.numbers[0])
+
+
 # ---------------------------------------------------------------- the page
 
 
@@ -196,6 +215,8 @@ def test_rules_are_written_as_inequalities() -> None:
     assert said("better") == "a (default) - b (default) > 0"
     assert said("better", SAME, against_at="best", margin=0.02) == "a (default) - b (best) >= -0.02"
     assert said(SAME, margin=0.1) == "a (default) - b (default) from -0.1 to 0.1"
+    assert said("better", over="seeds", at="best") == "a (best) - b (best) > 0; these tasks"
+    assert said("better", statistic="probability") == "probability that a (default) beats b (default), less 0.5, > 0"
     assert said("worse", at="best") == "a (best) - b (best) < 0"
     assert said("better", statistic="width", margin=0.25) == "decades of a - decades of b > 0.25"
     assert claims_page.short("sgd(schedule=refined('a.csv', sha256='00'))") == "sgd(schedule=refined)"

@@ -159,7 +159,7 @@ class RuleEntry(_Frozen):
     against_at: Annotated[Literal["default", "best", ""], Field(exclude_if=lambda at: not at)] = ""  # "": the same
     # "width": decades of learning rate that do as well as the method's own best, but for 2 points, or 2 % of chance.
     statistic: Literal["mean", "iqm", "probability", "width"] = "mean"
-    # What is drawn anew: tasks and seeds, for a claim about tasks like these, or seeds alone, for one about these tasks.
+    # What is drawn anew: tasks and seeds, for a rule about tasks like these, or seeds, for one about these tasks.
     over: Annotated[Literal["tasks", "seeds"], Field(exclude_if=lambda over: over == "tasks")] = "tasks"
     margin: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     level: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.95
