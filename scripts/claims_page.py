@@ -113,6 +113,7 @@ def decided(name: str, rows: Iterable[dict[str, str]]) -> Results:
 
 # Words
 
+END = ", the end of its grid"
 SAYS = {
     "holds here": "supports the claim",
     "does not hold here": "contradicts the claim",
@@ -192,7 +193,7 @@ def sides(found: Results, task: TaskResult, entry: RuleEntry) -> list[str]:
             continue
         end = at == "best" and len(outcome.lrs) > 1 and row in (0, len(outcome.lrs) - 1)
         mean = task.metric.text(float(seed_mean(outcome.finals)[row]))
-        cells.append(f"{mean} at {outcome.lrs[row]:g}{', the end of its grid' if end else ''}")
+        cells.append(f"{mean} at {outcome.lrs[row]:g}{END if end else ''}")
     return cells
 
 
@@ -208,6 +209,12 @@ def task_by_task(found: Results) -> str:
     if len(found.tasks) == 1:
         return ""
     return f"; task by task: {', '.join(f'{word} on {said[word]}' for word in ('yes', 'no', 'open') if said[word])}"
+
+
+def at_an_end(found: Results) -> str:
+    """A warning where a best learning rate is the first or last of its grid: a wider grid may have a better one."""
+    cells = [cell for entry in found.study.rules for task in found.tasks for cell in sides(found, task, entry)]
+    return "; a best rate at the end of its grid" if any(cell.endswith(END) for cell in cells) else ""
 
 
 def seeds(study: Study) -> str:
@@ -267,7 +274,7 @@ def page(rows: dict[str, list[dict[str, str]]]) -> str:
                 f"{', '.join(task.name for task in study.tasks)}; {seeds(study)}",
                 f"{'<br>'.join(f'`{rule_text(entry, claim)}`' for entry in study.rules)}, {claim.date}",
                 "<br>".join(span(decision) for decision in decisions),
-                f"**{said[name]}**{task_by_task(one)}",
+                f"**{said[name]}**{task_by_task(one)}{at_an_end(one)}",
                 f"`{command(name)}`",
             ]
         )
