@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def claim(*holds: str) -> ClaimEntry:
     return ClaimEntry.model_validate({"text": "it is", "source": "a paper", "date": "2026-11-28", "holds": holds})
 
 
-def study(adam: list[list[float]], sgd: list[list[float]], *rules: dict[str, object], holds: str = "better") -> Results:
+def study(
+    adam: list[list[float]], sgd: list[list[float]], *rules: Mapping[str, object], holds: str = "better"
+) -> Results:
     """Results of adam and sgd on tiny:Line, chance .25: accuracies by learning rate of RATES and seed."""
     entries = [RuleEntry.model_validate({"method": "adam", "against": "sgd", **rule}) for rule in rules]
     asked = resolve(["tiny:Line"], parse_methods("adam,sgd"), RATES, len(adam[0]), rules=entries, claim=claim(holds))

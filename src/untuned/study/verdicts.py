@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from untuned.study import widths
-from untuned.study.aggregate import Estimate, Rule, Verdict
+from untuned.study.aggregate import Estimate
 from untuned.study.config import ClaimEntry, RuleEntry
 from untuned.study.results import Results, TaskResult
+from untuned.study.rules import Rule, Verdict
 from untuned.study.stats import Floats, Outcome, best, seed_mean
 
 ClaimVerdict = Literal["holds here", "does not hold here", "cannot be told at this scale"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from untuned.study.aggregate import RESAMPLES, Estimate, Rule
+from untuned.study.aggregate import RESAMPLES, Estimate
 from untuned.study.results import TaskResult
+from untuned.study.rules import Rule
 from untuned.study.stats import Floats, Outcome, best, plateau, seed_mean
 
 
