@@ -41,12 +41,12 @@ it.
 **How to read a rule.** `a (default) - b (best) >= -0.02`: method a at its default learning rate against b at the best
 of its grid, which is chosen on the runs it is judged by. Scores lie between chance, 0, and the best mean of the study
 on a task, 1; widths are decades of learning rate within 2 points of accuracy, or 2 % of chance, of a method's own
-best, as far as the grid reaches. The claim holds if the whole 95 % interval (bootstrap over tasks and seeds, for a
-claim about tasks like these; over seeds where the rule says *these tasks*) is on the rule's side, does not if the
-whole interval is on the other, and else cannot be told at this scale. Of several rules each has to hold. What a rule
-says of each task, by its seeds alone, stands beside it and decides nothing; where it says yes on some tasks and no on
-others, more seeds would not tell. Every number is in [results.csv](claims/results.csv); the commands run from the root
-of the repository.
+best, as far as the grid reaches, and where the grid cuts a range the interval is open (∞). The claim holds if the
+whole 95 % interval (bootstrap over tasks and seeds, for a claim about tasks like these; over seeds where the rule says
+*these tasks*) is on the rule's side, does not if the whole interval is on the other, and else cannot be told at this
+scale. Of several rules each has to hold. What a rule says of each task, by its seeds alone, stands beside it and
+decides nothing; where it says yes on some tasks and no on others, more seeds would not tell. Every number is in
+[results.csv](claims/results.csv); the commands run from the root of the repository.
 
 """
 
@@ -123,23 +123,23 @@ SAYS = {
 
 def rule_text(entry: RuleEntry, claim: ClaimEntry) -> str:
     """The rule as an inequality for the interval."""
-    holds, margin = {*claim.holds}, f"{entry.margin:g}"
-    less = f"-{margin}" if entry.margin else "0"
+    middle = 0.5 if entry.statistic == "probability" else 0.0
+    low, high = f"{middle - entry.margin:g}", f"{middle + entry.margin:g}"
     same = "no difference of more than the margin"
     side = {
-        frozenset({"better"}): f"> {margin}",
-        frozenset({"better", same}): f">= {less}",
-        frozenset({same}): f"from {less} to {margin}",
-        frozenset({"worse", same}): f"<= {margin}",
-        frozenset({"worse"}): f"< {less}",
-        frozenset({"better", "worse"}): f"beyond {less} to {margin}",
-    }[frozenset(holds)]
+        frozenset({"better"}): f"> {high}",
+        frozenset({"better", same}): f">= {low}",
+        frozenset({same}): f"from {low} to {high}",
+        frozenset({"worse", same}): f"<= {high}",
+        frozenset({"worse"}): f"< {low}",
+        frozenset({"better", "worse"}): f"beyond {low} to {high}",
+    }[frozenset(claim.holds)]
     one, other = entry.at, entry.against_at or entry.at
     a, b = short(entry.method), short(entry.against)
     said = {
         "mean": f"{a} ({one}) - {b} ({other}) {side}",
         "iqm": f"interquartile mean of {a} ({one}) - of {b} ({other}) {side}",
-        "probability": f"probability that {a} ({one}) beats {b} ({other}), less 0.5, {side}",
+        "probability": f"probability that {a} ({one}) beats {b} ({other}) {side}",
         "width": f"decades of {a} - decades of {b} {side}",
     }[entry.statistic]
     return said + ("; these tasks" if entry.over == "seeds" else "")

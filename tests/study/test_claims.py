@@ -220,7 +220,7 @@ def test_rules_are_written_as_inequalities() -> None:
     assert said("better", SAME, against_at="best", margin=0.02) == "a (default) - b (best) >= -0.02"
     assert said(SAME, margin=0.1) == "a (default) - b (default) from -0.1 to 0.1"
     assert said("better", over="seeds", at="best") == "a (best) - b (best) > 0; these tasks"
-    assert said("better", statistic="probability") == "probability that a (default) beats b (default), less 0.5, > 0"
+    assert said("better", statistic="probability") == "probability that a (default) beats b (default) > 0.5"
     assert said("worse", at="best") == "a (best) - b (best) < 0"
     assert said("better", statistic="width", margin=0.25) == "decades of a - decades of b > 0.25"
     assert claims_page.short("sgd(schedule=refined('a.csv', sha256='00'))") == "sgd(schedule=refined)"
