@@ -8,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import binom, mannwhitneyu, trim_mean
 
 from untuned.study.aggregate import (
-    Rule,
     compare,
     iqm,
     largest_task_mean,
@@ -19,6 +18,7 @@ from untuned.study.aggregate import (
     smallest_task_mean,
     stratified_interval,
 )
+from untuned.study.rules import Rule
 
 NAN = np.nan
 SCORES = arrays(

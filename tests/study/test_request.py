@@ -114,6 +114,7 @@ def test_an_option_wins_over_the_file(option: str, value: object, tmp_path: Path
     assert Request.of([path], **{option: None}).model_dump() == file.model_dump()
 
 
+CLAIM = "[claim]\ntext = 'it is'\nsource = 'a paper'\ndate = 2026-11-28\nholds = ['better']\n"
 BAD = {
     "": "",
     "tasks = [": "study.toml cannot be read: ",
@@ -160,11 +161,19 @@ BAD = {
     "rules = 3": "study.toml: rules: Input should be a valid tuple, not 3",
     "[[rules]]\nmethod = 'adam'": "study.toml: rules.0.against: Field required",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nmargn = 1": "rules.0.margn: Extra inputs are not permitted, not 1; "
-    "there are method, against, at, statistic, margin, level",
+    "there are method, against, at, against_at, statistic, over, margin, level",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nmargin = -1": "study.toml: rules.0.margin: Input should be greater",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nlevel = 1.0": "study.toml: rules.0.level: Input should be less than",
     "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nat = 'worst'": "study.toml: rules.0.at: Input should be 'default' or",
     "[[rules]]\nmethod = 'prodigy'\nagainst = 'sgd'": "study.toml: rules: method = 'prodigy' is none of adam, sgd",
+    "[[rules]]\nmethod = 'adam'\nagainst = 'sgd'\nagainst_at = 1": "study.toml: rules.0.against_at: Input should be",
+    CLAIM: "study.toml: claim: nothing decides it; write [[rules]]",
+    f"{CLAIM}hold = []": "study.toml: claim.hold: Extra inputs are not permitted, not []; there are text, source, "
+    "date, holds, why",
+    CLAIM.replace("['better']", "[]"): "study.toml: claim.holds: Tuple should have at least 1 item",
+    CLAIM.replace("better", "best"): "study.toml: claim.holds.0: Input should be 'better', 'worse' or 'no difference",
+    CLAIM.replace("2026-11-28", "'soon'"): "study.toml: claim.date: Input should be a valid date",
+    CLAIM.replace("text = 'it is'", ""): "study.toml: claim.text: Field required",
     "[[rules]]\nmethod = 'adam'\nagainst = 'adm'": "study.toml: no method is called 'adm'",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Scores of methods over several tasks and seeds: aggregates, their intervals, and a verdict on two methods.
+"""Scores of methods over several tasks and seeds: aggregates, their intervals, and two methods compared.
 
 The scores of one method are an array of shape (tasks, seeds), NaN where a run is missing. All tasks have scores in the
 same unit (regret, accuracy, ...). Scores are finite: a run that diverged counts with the score of a model that learned
@@ -7,14 +7,13 @@ nothing. A task without any run is left out. The statistics follow Agarwal et al
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]  # (..., tasks, seeds) with NaN -> (...)
-Verdict = Literal["better", "worse", "no difference of more than the margin", "cannot be told"]
 StatisticName = Literal["mean", "iqm", "probability"]
 
 RESAMPLES = 10_000
@@ -283,65 +282,3 @@ def paired(
         lost=lost,
         runs=int(np.sum(~np.isnan(first))),
     )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When one method counts as better than another, written down before the runs.
-
-    It is meant for one comparison: among twenty comparisons at level 0.95 one may err.
-    """
-
-    statistic: StatisticName = "mean"
-    margin: float = 0.0  # in the unit of the scores; for "probability" the distance from one half
-    level: float = 0.95
-    higher_is_better: bool = False
-    tasks: bool = True  # whether the claim is about tasks like these (True) or about these tasks (False)
-
-    def __post_init__(self) -> None:
-        if self.statistic not in get_args(StatisticName):
-            raise ValueError(f"statistic is one of {', '.join(get_args(StatisticName))}, not {self.statistic!r}")
-        if not 0 <= self.margin < (0.5 if self.statistic == "probability" else np.inf):
-            raise ValueError(f"margin is at least 0 (and below 0.5 for the probability), not {self.margin!r}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level lies between 0 and 1, not {self.level!r}")
-
-    def __str__(self) -> str:
-        if self.statistic == "probability":
-            span = f"from {0.5 - self.margin:g} to {0.5 + self.margin:g}"
-            side = (
-                f"of the probability that its run beats the other's on the same task lies above {0.5 + self.margin:g}"
-            )
-            worse = f"below {0.5 - self.margin:g}"
-        else:
-            name = {"mean": "mean", "iqm": "interquartile mean"}[self.statistic]
-            span = f"from {-self.margin:g} to {self.margin:g}" if self.margin else "at 0"
-            side = f"of its {name}'s lead over the other's lies above {self.margin:g}"
-            worse = f"below {-self.margin:g}" if self.margin else "below 0"
-        drawn = "tasks and seeds" if self.tasks else "seeds within each task"
-        return (
-            f"A method is better than another if the {100 * self.level:g} % interval {side}, worse if it lies {worse}, "
-            f"not different by more than the margin if it lies {span}, and else it cannot be told "
-            f"({'larger' if self.higher_is_better else 'smaller'} scores are better; "
-            f"stratified bootstrap over {drawn}, {RESAMPLES} resamples)."
-        )
-
-    def estimate(self, a: ArrayLike, b: ArrayLike) -> Estimate:
-        """The number the rule looks at, see `compare`."""
-        return compare(a, b, self.statistic, level=self.level, higher_is_better=self.higher_is_better, tasks=self.tasks)
-
-    def verdict(self, a: ArrayLike, b: ArrayLike) -> Verdict:
-        """What the rule says of method `a` beside method `b`: scores (tasks, seeds) of the same tasks and seeds."""
-        interval = self.estimate(a, b).interval
-        if interval is None:
-            return "cannot be told"
-        low, high = interval
-        if self.statistic == "probability":
-            low, high = low - 0.5, high - 0.5
-        elif not self.higher_is_better:
-            low, high = -high, -low
-        if low > self.margin:
-            return "better"
-        if high < -self.margin:
-            return "worse"
-        return "no difference of more than the margin" if max(-low, high) <= self.margin else "cannot be told"

@@ -82,6 +82,8 @@ def compare(
         console.print(table)
     for decision in verdicts.decide(found):
         print(f"{decision.sentence}. Rule: {decision.rule}")
+    if study.claim:
+        print(f"claim: {study.claim.text} ({study.claim.source}): {verdicts.decide_claim(found)}")
     print(f"report: {page}")
     if record_norms:
         print(f"norms: {store.folder / 'norms'}, a folder for each run that was made now")

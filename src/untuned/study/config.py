@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from datetime import date
 from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from untuned.study.methods import (
 )
 
 __all__ = [
+    "ClaimEntry",
     "MethodEntry",
     "MethodSpec",
     "RuleEntry",
@@ -45,6 +47,7 @@ def _tuples(value: Any) -> Any:
 
 Options = Annotated[dict[str, Any], BeforeValidator(_tuples)]
 LearningRate = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+Decided = Literal["better", "worse", "no difference of more than the margin"]
 # What most runs do not have is not spelt out, so that those of older folders keep their identity.
 Text = Annotated[str, Field(exclude_if=lambda text: not text)]
 Share = Annotated[FiniteFloat, Field(ge=0, lt=1, exclude_if=lambda share: not share)]
@@ -153,9 +156,27 @@ class RuleEntry(_Frozen):
     method: str
     against: str
     at: Literal["default", "best"] = "default"  # learning rates: each method's default, or its best of the grid
-    statistic: Literal["mean", "iqm", "probability"] = "mean"
+    against_at: Annotated[Literal["default", "best", ""], Field(exclude_if=lambda at: not at)] = ""  # "": the same
+    # "width": decades of learning rate that do as well as the method's own best, but for 2 points, or 2 % of chance.
+    statistic: Literal["mean", "iqm", "probability", "width"] = "mean"
+    # What is drawn anew: tasks and seeds, for a rule about tasks like these, or seeds, for one about these tasks.
+    over: Annotated[Literal["tasks", "seeds"], Field(exclude_if=lambda over: over == "tasks")] = "tasks"
     margin: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     level: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.95
+
+
+class ClaimEntry(_Frozen):
+    """What others have claimed and the rules of the study decide.
+
+    A rule supports the claim if its interval leaves open only verdicts of `holds`, contradicts it if it leaves open
+    only others, and else cannot tell. The claim holds if every rule supports it, and does not if any contradicts it.
+    """
+
+    text: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]  # paper, with its arXiv number
+    date: date  # when the rules were written, which is before the runs
+    holds: Annotated[tuple[Decided, ...], Field(min_length=1, max_length=2)]
+    why: str = ""  # these tasks, this margin, this many seeds
 
 
 class Study(_Frozen):
@@ -167,6 +188,7 @@ class Study(_Frozen):
     seeds: tuple[int, ...]
     stop_hopeless: Annotated[bool, Field(exclude_if=lambda stops: not stops)] = False
     rules: tuple[RuleEntry, ...] = Field((), exclude_if=lambda rules: not rules)
+    claim: ClaimEntry | None = Field(None, exclude_if=lambda claim: claim is None)
 
     def run(self, task: TaskEntry, method: MethodEntry, lr: float, seed: int) -> Run:
         """One of its runs."""
@@ -214,7 +236,7 @@ class Study(_Frozen):
         tasks `untouched`, of which no run has finished, may then have another metric, too.
         Raises StudyError if the two cannot be one study.
         """
-        for field in ("version", "stop_hopeless", "rules"):
+        for field in ("version", "stop_hopeless", "rules", "claim"):
             if getattr(self, field) != getattr(asked, field):
                 raise StudyError(f"its {field} is {getattr(self, field)!r}, not {getattr(asked, field)!r}")
         found = {task.name: task for task in self.tasks}

@@ -93,7 +93,7 @@ def write_tables(folder: Path, results: Results) -> None:
             ["method", "against", "at", "statistic", "value", "low", "high", "level", "margin", "verdict"],
             [
                 (
-                    *(d.entry.method, d.entry.against, d.entry.at, d.rule.statistic),
+                    *(d.entry.method, d.entry.against, d.entry.at, d.entry.statistic),
                     *d.numbers,
                     d.rule.level,
                     d.rule.margin,

@@ -10,6 +10,12 @@ budget = 10                     # epochs
 method = "prodigy"
 against = "adamw(schedule=linear)"
 margin = 0.02
+
+[claim]                         # of others, which the rules decide
+text = "Prodigy matches tuned AdamW"
+source = "Prodigy, arXiv 2306.06101"
+date = 2026-11-28               # of the rules, before the runs
+holds = ["better", "no difference of more than the margin"]
 """
 
 import tomllib
@@ -27,7 +33,7 @@ from pydantic import (
     ValidationError,
 )
 
-from untuned.study.config import RuleEntry, Study, StudyError, parse_methods
+from untuned.study.config import ClaimEntry, RuleEntry, Study, StudyError, parse_methods
 from untuned.study.resolve import parse_lrs, resolve
 
 DEMO_TASKS = ("logreg-vehicle", "fashion-mlp")
@@ -55,6 +61,7 @@ class Request(BaseModel):
     stop_hopeless: StrictBool = False
     tune: StrictBool = False
     rules: tuple[RuleEntry, ...] = ()
+    claim: ClaimEntry | None = None
     _file: str = PrivateAttr("")  # that it was read from
 
     @classmethod
@@ -80,7 +87,8 @@ class Request(BaseModel):
         except ValidationError as error:
             wrong = error.errors()[0]
             place = ".".join(map(str, wrong["loc"]))
-            fields = cls.model_fields if len(wrong["loc"]) == 1 else RuleEntry.model_fields
+            entry = {"rules": RuleEntry, "claim": ClaimEntry}.get(str(wrong["loc"][0]), cls)
+            fields = cls.model_fields if len(wrong["loc"]) == 1 else entry.model_fields
             known = f"; there are {', '.join(fields)}" if wrong["type"] == "extra_forbidden" else ""
             raise StudyError(f"{where}: {place}: {wrong['msg']}, not {wrong['input']!r}{known}") from None
         request._file = "" if where == "study" else where
@@ -94,6 +102,8 @@ class Request(BaseModel):
             raise StudyError(f"{self._file}: {error}" if self._file else str(error)) from None
 
     def _resolve(self) -> Study:
+        if self.claim and not self.rules:
+            raise StudyError("claim: nothing decides it; write [[rules]]")
         lrs = self.lr if isinstance(self.lr, tuple) else (self.lr,)
         return resolve(
             self.tasks,
@@ -105,6 +115,7 @@ class Request(BaseModel):
             warmup=self.warmup,
             stop_hopeless=self.stop_hopeless,
             rules=self.rules,
+            claim=self.claim,
         )
 
 

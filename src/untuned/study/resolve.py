@@ -12,7 +12,7 @@ from pydantic import ValidationError
 import untuned
 from untuned.study import tasks
 from untuned.study.building import create, default_lr, records_samples
-from untuned.study.config import MethodEntry, RuleEntry, Study, TaskEntry
+from untuned.study.config import ClaimEntry, MethodEntry, RuleEntry, Study, TaskEntry
 from untuned.study.methods import MethodSpec, ascending, parse_methods, parse_schedule
 from untuned.study.syntax import StudyError
 
@@ -57,6 +57,7 @@ def resolve(
     warmup: float = 0.0,
     stop_hopeless: bool = False,
     rules: Sequence[RuleEntry] = (),
+    claim: ClaimEntry | None = None,
 ) -> Study:
     """Load every task, build every optimizer once and return the study; `epochs` None takes each task's own.
 
@@ -94,6 +95,7 @@ def resolve(
         seeds=tuple(range(seeds)),
         stop_hopeless=stop_hopeless,
         rules=tuple(_rule(rule, entries, common, warmup) for rule in rules),
+        claim=claim,
     )
 
 

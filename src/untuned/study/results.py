@@ -107,6 +107,21 @@ def load(folder: Path) -> Results:
     return Results(study, runs, ledger, finished, results, last_command(store.folder))
 
 
+def of_values(study: Study, values: Mapping[tuple[str, str, float, int], float]) -> Results:
+    """Results without a folder, from final metrics by task, method's label, lr and seed; NaN: the run diverged."""
+    methods, nothing = (
+        {method.label: method for method in study.methods},
+        pa.table({"step_us": pa.array([], pa.float64())}),
+    )
+    tasks = {task.name: task for task in study.tasks}
+    finished = [
+        Finished(study.run(tasks[task], methods[label], lr, seed), value, nothing)
+        for (task, label, lr, seed), value in values.items()
+    ]
+    found = [_task(study, task, [f for f in finished if f.run.task == task.name], {}) for task in study.tasks]
+    return Results(study, study.runs(), {}, finished, found)
+
+
 def last_command(folder: Path) -> str:
     """The command that last ran the study of a folder, "" if none is known."""
     try:
