@@ -12,6 +12,8 @@ against = "adamw(schedule=linear)"
 margin = 0.02
 """
 
+import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -94,6 +96,9 @@ class Request(BaseModel):
             raise StudyError(f"{self._file}: {error}" if self._file else str(error)) from None
 
     def _resolve(self) -> Study:
+        if self._file:  # modules beside the file first, then those of the current folder
+            _search(os.getcwd())
+            _search(str(Path(self._file).resolve().parent))
         lrs = self.lr if isinstance(self.lr, tuple) else (self.lr,)
         return resolve(
             self.tasks,
@@ -106,6 +111,12 @@ class Request(BaseModel):
             stop_hopeless=self.stop_hopeless,
             rules=self.rules,
         )
+
+
+def _search(folder: str) -> None:
+    """Let Python look for modules there first, unless it looks there already; so do the processes of the runs."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
