@@ -248,3 +248,22 @@ def test_the_command_reads_the_file(
     write(tmp_path, Path(path).read_text() + "[[rules]]\nmethod = 'sgd'\nagainst = 'adam'\n")
     assert compare("--methods", "sgd,adam") == 2
     assert "study holds a different study: its rules is ()" in capfd.readouterr().err
+
+
+def test_modules_are_looked_for_beside_the_file_before_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    tiny = (Path(__file__).parent / "tiny.py").read_text()
+    (there / "besides.py").write_text(tiny)
+    (here / "besides.py").write_text("raise RuntimeError('the one of the current folder')")
+    (here / "here_only.py").write_text(tiny)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(here)
+    file = write(there, 'tasks = ["besides:Line", "here_only:Line"]\nmethods = ["sgd(lr=0.1)"]')
+    study = Request.of([file]).resolve()
+    assert [task.name for task in study.tasks] == ["besides:Line", "here_only:Line"]
+    for module in ("besides", "here_only"):
+        del sys.modules[module]

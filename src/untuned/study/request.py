@@ -18,6 +18,8 @@ date = 2026-11-28               # of the rules, before the runs
 holds = ["better", "no difference of more than the margin"]
 """
 
+import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -104,6 +106,9 @@ class Request(BaseModel):
     def _resolve(self) -> Study:
         if self.claim and not self.rules:
             raise StudyError("claim: nothing decides it; write [[rules]]")
+        if self._file:  # modules beside the file first, then those of the current folder
+            _search(os.getcwd())
+            _search(str(Path(self._file).resolve().parent))
         lrs = self.lr if isinstance(self.lr, tuple) else (self.lr,)
         return resolve(
             self.tasks,
@@ -117,6 +122,12 @@ class Request(BaseModel):
             rules=self.rules,
             claim=self.claim,
         )
+
+
+def _search(folder: str) -> None:
+    """Let Python look for modules there first, unless it looks there already; so do the processes of the runs."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
