@@ -30,7 +30,7 @@ class RelativeMuon(Optimizer):
     embedding, the logits of a large vocabulary) or with one row or column takes Adam's step times lr r, a tensor with
     fewer than two dimensions (offsets, scales of norms) Adam's step times lr R, R being the root mean square of the
     whole model; see `untuned.step_sizes.Relative`. So lr is a share that means the same in every model: leave it at
-    0.1, and let a schedule warm up over the first tenth of a run and fall to 0 with its end. Every step is the same
+    0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end. Every step is the same
     when the loss or the weights are measured in other units, except in a model that is 0 altogether.
 
     Each parameter group that comes in becomes up to three, for matrices, tables and vectors, with `label` "matrices" or
@@ -49,7 +49,7 @@ class RelativeMuon(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.1,
+        lr: float = 0.12,
         momentum: float = 0.8,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.02,
