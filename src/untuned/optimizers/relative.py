@@ -30,8 +30,8 @@ class RelativeMuon(Optimizer):
     embedding, the logits of a large vocabulary) or with one row or column takes Adam's step times lr r, a tensor with
     fewer than two dimensions (offsets, scales of norms) Adam's step times lr R, R being the root mean square of the
     whole model; see `untuned.step_sizes.Relative`. So lr is a share that means the same in every model: leave it at
-    0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end. Every step is the same
-    when the loss or the weights are measured in other units, except in a model that is 0 altogether.
+    0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end. Every step is the
+    same when the loss or the weights are measured in other units, except in a model that is 0 altogether.
 
     Each parameter group that comes in becomes up to three, for matrices, tables and vectors, with `label` "matrices" or
     "rest", and own=0 for vectors; a group that has a `label` stays as it is. Sources: Muon as in arXiv 2502.16982, the
