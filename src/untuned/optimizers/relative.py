@@ -13,9 +13,9 @@ from untuned.optimizer.groups import listed
 from untuned.optimizer.optimizer import Optimizer
 from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Relative
-from untuned.weight_decay import Decoupled
+from untuned.weight_decay import Cautious
 
-TALL = 8  # rows per column of what is taken for a table: embeddings and the logits of a large vocabulary
+THIN = 8  # how many times its shorter side the longer one of a matrix may be: embeddings and low-rank factors exceed it
 
 
 class RelativeMuon(Optimizer):
@@ -23,15 +23,18 @@ class RelativeMuon(Optimizer):
 
     Every step moves a matrix by about a fifth of lr times its own root mean square r, in all its directions alike:
 
-        W <- W - schedule lr (0.2 sqrt(max(rows, columns)) r polar(m) + weight_decay W),   m = momentum m + (1 - ..) g
+        m <- momentum m + (1 - momentum) g
+        W <- W - lr (0.2 sqrt(max(rows, columns)) r polar(m) + weight_decay W where polar(m) W >= 0)
 
     polar(m) is m with all its singular values near 1, as in `untuned.directions.Muon` with adjust="match_rms_adamw".
-    Kernels of convolutions are matrices with a row per output channel. A tensor with more than 8 rows per column (an
-    embedding, the logits of a large vocabulary) or with one row or column takes Adam's step times lr r, a tensor with
-    fewer than two dimensions (offsets, scales of norms) Adam's step times lr R, R being the root mean square of the
-    whole model; see `untuned.step_sizes.Relative`. So lr is a share that means the same in every model: leave it at
-    0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end. Every step is the
-    same when the loss or the weights are measured in other units, except in a model that is 0 altogether.
+    Weights decay where the step shrinks them as well, as in cautious weight decay (arXiv 2510.12402). Kernels of
+    convolutions are matrices with a row per output channel. A tensor one side of which is more than 8 times the other
+    (embeddings, logits of a large vocabulary, factors of LoRA), or which has one row or column, takes Adam's step times
+    lr r, a tensor with fewer than two dimensions (offsets, scales of norms) Adam's step times lr R, R being the root
+    mean square of the whole model; see `untuned.step_sizes.Relative`. So lr is a share that means the same in every
+    model: leave it at 0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end.
+    Every step is the same when the loss or the weights are measured in other units, except in a model that is 0
+    altogether.
 
     Each parameter group that comes in becomes up to three, for matrices, tables and vectors, with `label` "matrices" or
     "rest", and own=0 for vectors; a group that has a `label` stays as it is. Sources: Muon as in arXiv 2502.16982, the
@@ -52,13 +55,13 @@ class RelativeMuon(Optimizer):
         lr: float = 0.12,
         momentum: float = 0.8,
         betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.02,
+        weight_decay: float = 0.1,
         ns_steps: int = 5,
         **engine: Unpack[EngineOptions],
     ) -> None:
         matrices = Muon(momentum, nesterov=False, ns_steps=ns_steps, eps=1e-30, adjust="match_rms_adamw")
         directions = {"matrices": matrices, "rest": Adam(betas, 1e-15)}
-        super().__init__(params, directions, Relative(lr), Plain(), Decoupled(weight_decay), **engine)
+        super().__init__(params, directions, Relative(lr), Plain(), Cautious(weight_decay), **engine)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, as up to three groups; see the class."""
@@ -87,4 +90,4 @@ def _kind(p: Any) -> str:
     if not isinstance(p, torch.Tensor) or p.dim() < 2:
         return "vectors"
     rows, columns = len(p), p[0].numel() if len(p) else 0
-    return "matrices" if min(rows, columns) > 1 and rows <= TALL * columns else "tables"
+    return "matrices" if min(rows, columns) > 1 and max(rows, columns) <= THIN * min(rows, columns) else "tables"
