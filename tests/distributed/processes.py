@@ -84,6 +84,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.01},
     "random_scaling_adamw": {"lr": 0.02},
     "random_scaling_sgd": {"lr": 0.1},
+    "relative_muon": {"lr": 0.1},
 }
 REPLICATED = list(OPTIONS)
 WHOLE = {"tam", "adatam", "adatamw", "ldog"}  # these see whole tensors

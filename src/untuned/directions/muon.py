@@ -66,8 +66,9 @@ class Muon(Direction):
         if p.dim() >= 2:
             return None
         return (
-            f"Muon takes matrices and kernels of convolutions, not a tensor of shape {tuple(p.shape)}. Give it the matrices of a partition, "
-            f"direction={{'matrices': Muon(), 'rest': Adam()}}, and other tensors in groups with label='rest'."
+            f"Muon takes matrices and kernels of convolutions, not a tensor of shape {tuple(p.shape)}. Give it the "
+            f"matrices of a partition, direction={{'matrices': Muon(), 'rest': Adam()}}, and other tensors in groups with "
+            f"label='rest'."
         )
 
 
