@@ -67,8 +67,8 @@ class Muon(Direction):
             return None
         return (
             f"Muon takes matrices and kernels of convolutions, not a tensor of shape {tuple(p.shape)}. Give it the "
-            f"matrices of a partition, direction={{'matrices': Muon(), 'rest': Adam()}}, and other tensors in groups with "
-            f"label='rest'."
+            f"matrices of a partition, direction={{'matrices': Muon(), 'rest': Adam()}}, and other tensors in groups "
+            f"with label='rest'."
         )
 
 
