@@ -34,8 +34,8 @@ end of this page.
 What counts as covered: the parts of a named class, unless its docstring says that no theory covers it; `Fixed` or
 `WarmedUp` on any direction, the plain use of both; `MoMo` on any direction that gives `average`, the model of the loss
 that its theory is about; and `Mechanic` or `Mechanize` around anything, whose bound is stated for any base. Weight
-decay, any of the three, makes no difference to what is refused. An option may: `TAM` and `SNGM` give `average` with `scope="model"` only, `Momentum` without `nesterov`
-only.
+decay, any of the three, makes no difference to what is refused. An option may: `TAM` and `SNGM` give `average` with
+`scope="model"` only, `Momentum` without `nesterov` only.
 
 Averaging iterates take gradients at y and let steps move z. `GPA` and `ScheduleFree` have step sizes measure the loss
 and the distance at z, as published for two compositions with `ScheduleFree`: `SPS(c=1)` on `Gradient` (arXiv

@@ -88,7 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 REPLICATED = list(OPTIONS)
 WHOLE = {"tam", "adatam", "adatamw", "ldog"}  # these see whole tensors
-WHOLE |= {"adarem"}
+WHOLE |= {"adarem", "relative_muon"}
 FLATTENED = [name for name in OPTIONS if name not in WHOLE]
 SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
