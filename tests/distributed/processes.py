@@ -256,7 +256,11 @@ def divided(rank: int, name: str) -> dict[str, Any]:
     model = network()
     wrapped = DistributedDataParallel(model)
     make = functools.partial(untuned.get(name).optimizer, **OPTIONS[name], shard_group="world", clip_grad_norm=2.0)
-    optimizer: Any = ZeroRedundancyOptimizer(wrapped.parameters(), make)
+    params: Any = wrapped.parameters()
+    if name == "relative_muon":  # it must not divide groups in turn
+        kept = ("params", "label", "own")
+        params = [{key: group[key] for key in kept} for group in untuned.create(model, name).param_groups]
+    optimizer: Any = ZeroRedundancyOptimizer(params, make)
     train(wrapped, optimizer, range(STEPS), slice(rank, None, 2))
     end = vector(model)
     next(model.parameters()).grad.fill_(math.nan)
