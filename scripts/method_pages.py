@@ -52,30 +52,54 @@ def options(method: Method) -> dict[str, Any]:
 def build(method: Method, dtype: torch.dtype = torch.float32, **changes: Any) -> untuned.Optimizer:
     required = {name: value for name, value in options(method).items() if name in REQUIRED}
     weight = torch.nn.Parameter(torch.ones(8, dtype=dtype))
-    return method.optimizer([weight], **required | changes, execution="reference")
+    optimizer = method.optimizer([weight], **required | changes, execution="reference")
+    if len(optimizer.recipe.variants) > 1:  # another direction for matrices
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4, 2, dtype=dtype))]})
+    return optimizer
+
+
+def parts_of(optimizer: untuned.Optimizer) -> dict[str, Any]:
+    """The parts by the titles of their roles, of which a role has several where labels have parts of their own."""
+    variants, found = optimizer.recipe.variants, dict[str, Any]()
+    for role, part in optimizer.parts.items():
+        if all(parts[role] is part for parts in variants.values()):
+            found[ROLES[role]] = part
+        else:
+            found |= {f"{ROLES[role]} of {label}": parts[role] for label, parts in variants.items()}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Per-parameter state: its keys, and their bytes for one element."""
+    """Per-parameter state: its keys, and their bytes for one element; and that of the groups with other labels."""
 
     keys: tuple[str, ...]
     bytes: float
+    label: str | None = None
+    others: tuple["Slots", ...] = ()
 
     @classmethod
     def of(cls, optimizer: untuned.Optimizer) -> "Slots":
         optimizer.state_dict()  # makes the slots, as the first step would
-        [(weight, held)] = optimizer.state.items()
-        slots = {key: value for key, value in held.items() if value.dim()}
-        return cls(tuple(slots), sum(value.nbytes for value in slots.values()) / weight.numel())
+        found = []
+        for group in sorted(optimizer.param_groups, key=lambda group: group.get("label") or ""):
+            [weight] = group["params"]
+            slots = {key: value for key, value in optimizer.state[weight].items() if value.dim()}
+            size = sum(value.nbytes for value in slots.values()) / weight.numel()
+            found.append(cls(tuple(slots), size, group.get("label")))
+        return dataclasses.replace(found[0], others=tuple(found[1:]))
+
+    @property
+    def all(self) -> tuple["Slots", ...]:
+        return self, *self.others
 
 
 def needs(method: Method, word: str) -> bool:
-    return any(word in part.needs for part in build(method).parts.values())
+    return any(word in part.needs for part in build(method).recipe.all_parts)
 
 
 def sweeps(method: Method) -> int:
-    return sum(1 for verbs, _ in plan([build(method).parts]) if verbs)
+    return sum(1 for verbs, _ in plan(build(method).recipe.variants.values()) if verbs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,14 +192,14 @@ def _apart(paragraph: str) -> tuple[str, str]:
 
 def _linked(text: str, parts: dict[str, Any]) -> str:
     """References to parts on this page as links."""
-    for role, part in parts.items():
+    for title, part in parts.items():
         name = f"`untuned.{type(part).__module__.split('.')[1]}.{part.name}`"
-        text = text.replace(name, f"[{name}](#{_anchor(role, part)})")
+        text = text.replace(name, f"[{name}](#{_anchor(title, part)})")
     return text
 
 
-def _anchor(role: str, part: Any) -> str:
-    return f"{ROLES[role]} {part.name}".lower().replace(" ", "-")
+def _anchor(title: str, part: Any) -> str:
+    return f"{title} {part.name}".lower().replace(" ", "-")
 
 
 def _paper(paper: str) -> str:
@@ -192,8 +216,8 @@ def notes() -> dict[str, Any]:
 
 def page(method: Method) -> str:
     optimizer, document = build(method), Document.of(method.optimizer)
-    parts, note = optimizer.parts, notes()["methods"][method.name]
-    documents = {role: Document.of(part) for role, part in parts.items()}
+    parts, note = parts_of(optimizer), notes()["methods"][method.name]
+    documents = {title: Document.of(part) for title, part in parts.items()}
     named = [f'"{method.name}"', *(f"{name}={REQUIRED[name]}" for name in options(method) if name in REQUIRED)]
     sections = [
         _WRITTEN,
@@ -205,21 +229,21 @@ def page(method: Method) -> str:
         "The [options of every method](index.md#options-of-every-method) go last.",
         *([f"```python\n{document.example}\n```"] if document.example else []),
         "## Recipe",
-        table(("part", "here"), [(ROLES[r], f"[`{p!r}`](#{_anchor(r, p)})") for r, p in parts.items()]),
+        table(("part", "here"), [(t, f"[`{p!r}`](#{_anchor(t, p)})") for t, p in parts.items()]),
         "## Equations",
         "g is the gradient, p or x the parameter, u the direction; inner products and norms run over the whole model "
         "unless a scope says otherwise.",
     ]
-    for role, part in parts.items():
-        sections += [f"### {ROLES[role]}: {part.name}", _linked(_paper(documents[role].text), parts)]
+    for title, part in parts.items():
+        sections += [f"### {title}: {part.name}", _linked(_paper(documents[title].text), parts)]
     sections += ["## Options", _options(method)]
     sections += ["## Cost", _cost(method, optimizer)]
     sections += ["## Schedule", note["schedule"], "## Pitfalls", "\n".join(f"- {text}" for text in note["pitfalls"])]
     stated = [f"- {text}" for text in (note.get("differs"), document.differs) if text]
-    for role, part in parts.items():
-        differs = documents[role].differs
+    for title, part in parts.items():
+        differs = documents[title].differs
         if differs and " in nothing" not in differs:  # that would be said of the part alone
-            stated.append(f"- {ROLES[role]} `{part.name}`: {differs}")
+            stated.append(f"- {title} `{part.name}`: {differs}")
     sections += ["## What differs from other implementations", _linked("\n".join(stated), parts)]
     sections += ["## A small study", _study(method)]
     return "\n\n".join(sections) + "\n"
@@ -267,13 +291,17 @@ def _cost(method: Method, optimizer: untuned.Optimizer) -> str:
 
 
 def _bytes(slots: Slots) -> str:
-    keys = ", ".join(f"`{key}`" for key in slots.keys)
-    return f"{keys}: {slots.bytes:g} bytes per parameter" if keys else "none"
+    found = []
+    for one in slots.all:
+        keys = ", ".join(f"`{key}`" for key in one.keys)
+        of = f"{one.label}: " if one.label else ""
+        found.append(of + (f"{keys}: {one.bytes:g} bytes per parameter" if keys else "none"))
+    return "; ".join(found)
 
 
 def _numbers(optimizer: untuned.Optimizer) -> str:
     found: dict[str, list[str]] = {}
-    for part in optimizer.parts.values():
+    for part in optimizer.recipe.all_parts:
         for n in part.numbers().values():
             scope = "sample" if n.size else "tensor" if part.per_tensor(n) else part.scope
             found.setdefault(scope, []).append(f"`{n.key}`")
@@ -331,8 +359,8 @@ def index(methods: Sequence[Method]) -> str:
             m.summary,
             "yes" if needs(m, "loss") else "",
             str(sweeps(m)),
-            str(len((slots := Slots.of(build(m))).keys)),
-            f"{slots.bytes:g}",
+            " or ".join(str(len(slots.keys)) for slots in Slots.of(build(m)).all),
+            " or ".join(f"{slots.bytes:g}" for slots in Slots.of(build(m)).all),
             _paper(m.paper),
         )
         for m in methods

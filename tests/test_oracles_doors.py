@@ -1,4 +1,5 @@
-"""The oracles of AdaRem, SGDF, random scaling, projection, Muon, OrMo, GPA and step sizes under Schedule-Free.
+"""The oracles of AdaRem, SGDF, random scaling, projection, Muon, steps in shares of the weights, OrMo, GPA and
+step sizes under Schedule-Free.
 
 They are held to closed forms, reductions to oracles that have tests of their own, invariances and torch.optim.
 """
@@ -82,6 +83,9 @@ EVERY = {
         oracles.muon_momo,
         {"lr": 0.3, "weight_decay": 0.1, "bias_correction": False, "divide": False, "exact": True},
     ),
+    "relative sgd": (oracles.relative, {"base": "sgd", "lr": 0.5, "momentum": 0.5, "weight_decay": 0.1}),
+    "relative adam": (oracles.relative, {"base": "adam", "lr": 0.05, "own": 0.5, "floor": 0.3}),
+    "relative_muon": (oracles.relative_muon, {"lr": 0.1, "weight_decay": 0.1}),
     "gpa sgd": (oracles.gpa, {"base": "sgd", "lr": 0.3, "momentum": 0.5, "mu_x": 0.9, "weight_decay": 0.1}),
     "gpa adamw": (oracles.gpa, {"base": "adamw", "lr": 0.1, "mu_x": 0.9, "weight_decay": 0.1, "decay_at": "y"}),
     "sps z": (oracles.sps_schedule_free, {"lr": 3.0, "weight_decay": 0.1, **SF}),
@@ -93,6 +97,7 @@ EVERY = {
 }
 every_oracle = pytest.mark.parametrize("name", EVERY)
 WHOLE_TENSOR = ["adarem", "project sgd", "hyperball adamw", "muon", "muon exact"]
+WHOLE_TENSOR += ["relative sgd", "relative adam", "relative_muon"]
 
 
 def case(name):
@@ -474,6 +479,60 @@ def test_muon_momos_denominator_is_the_nuclear_norm(bias_correction):
         # The model's value there is the bound, where the cap allows it.
         left = f + sum(float((b * (p - q)).sum()) for b, p, q in zip(g, x, START, strict=True))
         assert left == pytest.approx(0.0 if lr > 1 else f - lr * dual, abs=1e-12)
+
+
+# Steps in shares of the weights
+
+
+@pytest.mark.parametrize("base", ["sgd", "adam"])
+def test_relative_is_its_base_where_every_size_is_the_least(base):
+    """The bound of the size of the model from below is then the size of every tensor."""
+    same = {"lr": 1e-3, "weight_decay": 0.0}
+    ours, _ = oracles.relative(START, logistic, 20, base=base, own=0.0, least=10.0, **same)
+    plain = oracles.sgd if base == "sgd" else oracles.adam
+    theirs, _ = plain(START, logistic, 20, **{**same, "lr": 1e-2})  # 10 times as long: every size is 10
+    assert_same(ours, theirs)
+
+
+def test_sizes_of_relative_in_numbers():
+    """Steps of one, from weights of rms 5 and 1 and zeros: rms of all is sqrt((50 + 1) / 5)."""
+    start = [np.array([1.0, 7.0]), np.array([1.0]), np.zeros(2)]
+    ones = lambda x, k: (0.0, [np.ones_like(a) for a in x])  # noqa: E731
+    R = sqrt(51 / 5)
+    [x], scalars = oracles.relative(start, ones, 1, base="sgd", lr=1.0, floor=0.5)
+    assert_same([[a - 5, b - 0.5 * R, c - 0.5 * R] for a, b, c in [start]], [x])
+    assert scalars["rms_of_model"] == pytest.approx([R], rel=1e-15)
+    [x], _ = oracles.relative(start, ones, 1, base="sgd", lr=1.0, floor=0.0, own=[0.0, 0.25, 1.0], least=4.0)
+    assert_same([[a - 4, b - (0.25 + 0.75 * 4), c] for a, b, c in [start]], [x])
+    with pytest.raises(ValueError, match="give 'sgd' or 'adam'"):
+        oracles.relative(start, ones, 1, base="muon")
+
+
+def test_relative_muons_directions_are_those_of_muon_and_adam():
+    """One step with lr 1 from weights of size 1: Muon's and Adam's steps; the row and the table go with Adam."""
+    start = [np.ones((3, 4)), np.ones((1, 4)), np.ones((17, 2)), np.ones((16, 2)), np.ones((2, 2, 3)), np.ones(3)]
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=a.shape) for a in start]
+    [x], _ = oracles.relative_muon(start, lambda x, k: (0.0, gradients), 1, lr=0.1, weight_decay=0.3)
+    for i, (a, b, g) in enumerate(zip(start, x, gradients, strict=True)):
+        if i in (0, 3, 4):
+            rows = [a.reshape(len(a), -1)], given(g.reshape(len(g), -1))
+            options = {"adjust_lr_fn": "match_rms_adamw", "nesterov": False, "weight_decay": 0.3}
+            [[expected]], _ = oracles.muon(*rows, 1, lr=0.1, **options)
+        else:
+            [[expected]], _ = oracles.adamw([a], given(g), 1, lr=0.1, weight_decay=0.3, eps=NO_EPS)
+        np.testing.assert_allclose(b, expected.reshape(a.shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [(100.0, 1.0), (0.03, 1.0), (7.0, 1e-3)])
+def test_relative_muon_takes_the_same_steps_in_all_units(unit, scale):
+    def other(x, k):
+        loss, grads = logistic([a / unit for a in x], k)
+        return scale * loss, [scale / unit * g for g in grads]
+
+    here, _ = oracles.relative_muon(START, logistic, 30, weight_decay=0.1)
+    there, _ = oracles.relative_muon([unit * a for a in START], other, 30, weight_decay=0.1)
+    assert_same([[a / unit for a in x] for x in there], here, tolerance=1e-9)
 
 
 # GPA

@@ -72,6 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prodigy_schedule_free": {"d0": 1e-2, "weight_decay": 0.1, "use_bias_correction": False},
     "random_scaling_adamw": {"lr": 0.05, "weight_decay": 0.1},
     "random_scaling_sgd": {"lr": 0.5, "weight_decay": 0.01},
+    "relative_muon": {"lr": 0.1, "weight_decay": 0.1},
     "taps": {"samples": 7, "lr": 0.2, "target": 0.1, "weight_decay": 0.01},
 }
 
@@ -153,6 +154,7 @@ EVERY: dict[str, Build] = {name: _registered(name) for name in OPTIONS} | COMPOS
 LOSS_DRIVEN = [
     name for name in EVERY if "momo" in name or name in (*RECORDED, "alig", "dec_sps", "ngn", "prox_sps", "sp", "sps")
 ]
+DIVIDING = ["relative_muon"]  # these make several groups of one, by the kinds of its tensors
 AVERAGING = [name for name in EVERY if "schedule_free" in name or name == "gpa_adamw"]
 
 
@@ -182,6 +184,11 @@ def train(model: nn.Module, optimizer: untuned.Optimizer, steps: range) -> list[
         optimizer.step(loss=loss)
         losses.append(loss.item())
     return losses
+
+
+def groups_of(optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The groups that hold these tensors: one for each group that was given, or several where it was divided."""
+    return [group for group in optimizer.param_groups if any(p is q for p in group["params"] for q in params)]
 
 
 def twin(optimizer: untuned.Optimizer) -> untuned.Optimizer:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import EVERY, LOSS_DRIVEN, different, everything, loss_of, net, train, twin, vector
+from problems import EVERY, LOSS_DRIVEN, different, everything, groups_of, loss_of, net, train, twin, vector
 from terms import assert_near
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR
@@ -20,15 +20,12 @@ def halves(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return params[:3], params[3:]
 
 
-def own_state(optimizer: untuned.Optimizer, i: int) -> dict[tuple[Any, ...], torch.Tensor]:
-    """Parameters, slots and counters of one group."""
-    return {key: value for key, value in everything(optimizer).items() if key[0] != "group" and key[1] == i}
-
-
-def by_parameter(optimizer: untuned.Optimizer, model: nn.Module) -> dict[tuple[Any, ...], torch.Tensor]:
+def own_state(optimizer: untuned.Optimizer, params: list[nn.Parameter]) -> dict[tuple[Any, ...], torch.Tensor]:
+    """These parameters, their slots and counters."""
+    optimizer.state_dict()  # makes the state that a first step would make
     return {
         (i, key): value.clone()
-        for i, p in enumerate(model.parameters())
+        for i, p in enumerate(params)
         for key, value in ({"p": p.detach()} | optimizer.state[p]).items()
     }
 
@@ -41,7 +38,7 @@ def test_two_equal_groups_are_one_group(name: str) -> None:
     model, other = net(), net()
     one, two = EVERY[name](model.parameters()), EVERY[name]([{"params": half} for half in halves(other)])
     assert train(model, one, range(5)) == train(other, two, range(5))
-    assert different(by_parameter(one, model), by_parameter(two, other)) == []
+    assert different(own_state(one, [*model.parameters()]), own_state(two, [*other.parameters()])) == []
     one.eval()
     two.eval()
     assert torch.equal(vector(model), vector(other))
@@ -113,22 +110,24 @@ def test_a_group_with_lr_0_rests(name: str, kind: str) -> None:
     first, second = halves(model)
     moving = 0.5
     optimizer = EVERY[name]([{"params": first, "lr": moving}, {"params": second, "lr": as_lr(kind, 0.0)}])
-    untouched, other = own_state(optimizer, 1), own_state(optimizer, 0)
+    untouched, other = own_state(optimizer, second), own_state(optimizer, first)
     train(model, optimizer, range(2))
-    changed = different(untouched, own_state(optimizer, 1))
+    changed = different(untouched, own_state(optimizer, second))
     if kind == "float":
         assert changed == []
     else:  # start points are filled before the device says that lr is 0; they are filled with the parameter
         assert all(key[-1] in SLOTS_AT_START for key in changed)
-    assert ("parameter", 0, 0) in different(other, own_state(optimizer, 0))
-    set_lr(optimizer.param_groups[1], moving)
+    assert (0, "p") in different(other, own_state(optimizer, first))
+    for group in groups_of(optimizer, second):
+        set_lr(group, moving)
     train(model, optimizer, range(2, 4))
-    assert ("parameter", 1, 0) in different(untouched, own_state(optimizer, 1))
-    set_lr(optimizer.param_groups[1], 0.0)
-    untouched, other = own_state(optimizer, 1), own_state(optimizer, 0)
+    assert (0, "p") in different(untouched, own_state(optimizer, second))
+    for group in groups_of(optimizer, second):
+        set_lr(group, 0.0)
+    untouched, other = own_state(optimizer, second), own_state(optimizer, first)
     train(model, optimizer, range(4, 6))
-    assert different(untouched, own_state(optimizer, 1)) == []
-    assert ("parameter", 0, 0) in different(other, own_state(optimizer, 0))
+    assert different(untouched, own_state(optimizer, second)) == []
+    assert (0, "p") in different(other, own_state(optimizer, first))
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -141,8 +140,9 @@ def test_an_lr_tensor_gives_the_numbers_of_a_float(name: str, kind: str) -> None
         model = net()
         optimizer = EVERY[name]([{"params": half, "lr": as_lr(used, 0.5)} for half in halves(model)])
         for k, lrs in enumerate(schedule):
-            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                set_lr(group, lr)
+            for half, lr in zip(halves(model), lrs, strict=True):
+                for group in groups_of(optimizer, half):
+                    set_lr(group, lr)
             train(model, optimizer, range(k, k + 1))
         found = everything(optimizer)
         assert all(isinstance(g["lr"], torch.Tensor) == (used != "float") for g in optimizer.param_groups)
@@ -178,7 +178,8 @@ def test_lr_0_everywhere_changes_nothing(name: str, kind: str) -> None:
     model = net()
     optimizer = EVERY[name](model.parameters(), lr=as_lr(kind, 0.5))
     for at in range(2):
-        set_lr(optimizer.param_groups[0], 0.0)
+        for group in optimizer.param_groups:
+            set_lr(group, 0.0)
         before = everything(optimizer)
         train(model, optimizer, range(2))
         optimizer.step(loss=torch.nan)  # nor is it a skipped step
@@ -187,7 +188,8 @@ def test_lr_0_everywhere_changes_nothing(name: str, kind: str) -> None:
         allowed = SLOTS_AT_START if at == 0 and kind != "float" else set()
         assert [key for key in different(before, everything(optimizer)) if key[-1] not in allowed] == []
         assert optimizer.metrics()["steps"] == 3 * at
-        set_lr(optimizer.param_groups[0], 0.5)
+        for group in optimizer.param_groups:
+            set_lr(group, 0.5)
         train(model, optimizer, range(3))
     assert optimizer.metrics()["steps"] == 6
 
@@ -242,7 +244,8 @@ def test_schedulers_of_torch_set_the_multiplier(name: str, scheduler: str) -> No
         schedule = SCHEDULERS[scheduler](optimizer if driven else dummy)
         for k in range(5):
             if not driven:
-                optimizer.param_groups[0]["lr"] = dummy.param_groups[0]["lr"]
+                for group in optimizer.param_groups:
+                    group["lr"] = dummy.param_groups[0]["lr"]
             train(model, optimizer, range(k, k + 1))
             schedule.step()
         runs.append(vector(model))
@@ -276,14 +279,14 @@ def test_a_group_added_in_the_middle_joins_the_estimates(name: str) -> None:
     optimizer = EVERY[name](first)
     train(model, optimizer, range(3))
     numbers = {key: value.clone() for key, value in optimizer.param_groups[0].items() if torch.is_tensor(value)}
-    before, added = own_state(optimizer, 0), [p.detach().clone() for p in second]
+    before, added = own_state(optimizer, first), [p.detach().clone() for p in second]
     optimizer.add_param_group({"params": second})
     group = optimizer.param_groups[1]
     per_group = {"cosine"} if name == "tam of the group" else set()
     for key, value in numbers.items():
         assert torch.equal(group[key], value) or key in per_group
         assert (group[key] is optimizer.param_groups[0][key]) or key in per_group
-    assert different(before, own_state(optimizer, 0)) == []
+    assert different(before, own_state(optimizer, first)) == []
     assert {optimizer.state[p]["step"].item() for p in second} == {0.0}
     train(model, optimizer, range(3, 6))
     assert optimizer.metrics()["steps"] == 6

@@ -32,6 +32,13 @@ def equal(these: list[torch.Tensor], those: list[torch.Tensor]) -> bool:
 # ---------------------------------------------------------------- tensors that are exchanged
 
 
+def exchange(optimizer: untuned.Optimizer, model: nn.Module, other: nn.Module) -> None:
+    """The parameters of another model in the places of those of this one."""
+    instead = dict(zip(model.parameters(), other.parameters(), strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [instead[p] for p in group["params"]]
+
+
 @pytest.mark.parametrize("looked_at", [False, True])
 @pytest.mark.parametrize("name", EVERY)
 def test_tensors_exchanged_before_the_first_step(name: str, looked_at: bool) -> None:
@@ -41,8 +48,7 @@ def test_tensors_exchanged_before_the_first_step(name: str, looked_at: bool) -> 
     if looked_at:
         optimizer.state_dict()
     exchanged = net()
-    for group in optimizer.param_groups:
-        group["params"] = [*exchanged.parameters()]
+    exchange(optimizer, model, exchanged)
     assert len(optimizer.state_dict()["state"]) == 6
     train(exchanged, optimizer, range(4))
     train(other, fresh, range(4))
@@ -57,7 +63,7 @@ def test_tensors_exchanged_in_the_middle_leave_nothing_behind(name: str) -> None
     train(model, optimizer, range(3))
     held = [weakref.ref(value) for state in optimizer.state.values() for value in state.values()]
     exchanged = net()
-    optimizer.param_groups[0]["params"] = [*exchanged.parameters()]
+    exchange(optimizer, model, exchanged)
     saved = optimizer.state_dict()  # a KeyError in torch's own state_dict(), if the old ones were still there
     assert [float(state["step"]) for state in saved["state"].values()] == [0.0] * 6
     train(exchanged, optimizer, range(3, 5))

@@ -33,9 +33,9 @@ def test_docstrings_tell_sweeps_and_slots(name: str) -> None:
     needed = {"samples": 3} if name in ("taps", "motaps") else {}
     optimizer = untuned.create(net(), name, **needed)
     document = type(optimizer).__doc__ or ""
-    sweeps = [verbs for verbs, _ in plan([optimizer.parts]) if verbs]
+    sweeps = [verbs for verbs, _ in plan(optimizer.recipe.variants.values()) if verbs]
     assert int(re.search(r"Sweeps:\s+(\d)", document).group(1)) == len(sweeps)
-    slots = [slot for part in optimizer.parts.values() for slot in part.slots()]
+    slots = [slot for part in optimizer.parts.values() for slot in part.slots().values() if slot.kept]
     assert int(re.search(r"Slots:\s+(\d)", document).group(1)) == len(slots)
 
 

@@ -55,6 +55,7 @@ def test_the_methods() -> None:
         "prox_sps",
         "random_scaling_adamw",
         "random_scaling_sgd",
+        "relative_muon",
         "resetting",
         "resetting_gd",
         "schedule_free_adamw",

@@ -84,10 +84,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.01},
     "random_scaling_adamw": {"lr": 0.02},
     "random_scaling_sgd": {"lr": 0.1},
+    "relative_muon": {"lr": 0.1},
 }
 REPLICATED = list(OPTIONS)
 WHOLE = {"tam", "adatam", "adatamw", "ldog"}  # these see whole tensors
-WHOLE |= {"adarem"}
+WHOLE |= {"adarem", "relative_muon"}
 FLATTENED = [name for name in OPTIONS if name not in WHOLE]
 SAVED = ["momo", "prodigy", "mechanic_adamw", "schedule_free_adamw", "tam"]
 MIXED = ["momo", "prodigy", "dadapt_adam", "mechanic_sgd", "tam"]
@@ -255,7 +256,11 @@ def divided(rank: int, name: str) -> dict[str, Any]:
     model = network()
     wrapped = DistributedDataParallel(model)
     make = functools.partial(untuned.get(name).optimizer, **OPTIONS[name], shard_group="world", clip_grad_norm=2.0)
-    optimizer: Any = ZeroRedundancyOptimizer(wrapped.parameters(), make)
+    params: Any = wrapped.parameters()
+    if name == "relative_muon":  # it must not divide groups in turn
+        kept = ("params", "label", "own")
+        params = [{key: group[key] for key in kept} for group in untuned.create(model, name).param_groups]
+    optimizer: Any = ZeroRedundancyOptimizer(params, make)
     train(wrapped, optimizer, range(STEPS), slice(rank, None, 2))
     end = vector(model)
     next(model.parameters()).grad.fill_(math.nan)

@@ -14,14 +14,14 @@ import untuned
 from untuned.directions import SNGM, TAM, Adam, Muon
 from untuned.iterates import Mechanic, ScheduleFree
 from untuned.parts import Direction, Place, scratch, slot, sqrt
-from untuned.step_sizes import Fixed, MoMo
+from untuned.step_sizes import Fixed, MoMo, Relative
 from untuned.weight_decay import Coupled, Decoupled
 
 pytestmark = pytest.mark.xdist_group("matrices")  # its processes serve all tests of the file
 
 STEPS = 8
-SHAPES = [(5, 4), (4,), (3, 6), (1, 3), (7,)]  # of uneven shards, one of them without a row
-PLACED = [Shard(0), Shard(0), Shard(1), Shard(0), Replicate()]
+SHAPES = [(5, 4), (4,), (3, 6), (1, 3), (7,), (3, 2, 2)]  # of uneven shards, one of them without a row
+PLACED = [Shard(0), Shard(0), Shard(1), Shard(0), Replicate(), Shard(0)]
 
 
 class Factored(Direction):
@@ -47,6 +47,7 @@ SCENARIOS: dict[str, Any] = {
     "momo": lambda: ({"matrices": Muon(0.9), "rest": Adam()}, MoMo(0.05), None, Decoupled(0.1)),
     "mechanic": lambda: ({"matrices": Muon(), "rest": Adam()}, Fixed(0.05), Mechanic(s_init=0.5), None),
     "schedule free": lambda: ({"matrices": Muon(), "rest": Adam()}, Fixed(0.05), ScheduleFree(), None),
+    "relative": lambda: ({"matrices": Muon(0.8, nesterov=False), "rest": Adam()}, Relative(0.1), None, Decoupled(0.1)),
     "factored": lambda: ({"matrices": Factored(), "rest": Adam()}, Fixed(0.05), None, Coupled(0.1)),
 }
 
@@ -56,8 +57,11 @@ def start() -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
 
 
-def groups(params: list[Any]) -> list[dict[str, Any]]:
-    by_label = {"rest": [p for p in params if p.dim() < 2], "matrices": [p for p in params if p.dim() == 2]}
+def groups(params: list[Any], dimensions: tuple[int, ...] = (2, 3)) -> list[dict[str, Any]]:
+    """The matrices, and those tensors with more dimensions that count as such, and the rest."""
+    by_label: dict[str, list[Any]] = {"rest": [], "matrices": []}
+    for p in params:
+        by_label["matrices" if p.dim() in dimensions else "rest"].append(p)
     return [{"params": part, "label": label} for label, part in by_label.items()]
 
 
@@ -70,7 +74,8 @@ def gradients(values: list[torch.Tensor], k: int) -> tuple[float, list[torch.Ten
 
 def train(name: str, params: list[Any], give: Any, steps: range, state: Any = None) -> dict[str, Any]:
     direction, step_size, iterate, decay = SCENARIOS[name]()
-    optimizer = untuned.compose(groups(params), direction, step_size, iterate, decay, clip_grad_norm=50.0)
+    listed = groups(params, (2,) if name == "factored" else (2, 3))
+    optimizer = untuned.compose(listed, direction, step_size, iterate, decay, clip_grad_norm=50.0)
     if state is not None:
         optimizer.load_state_dict(state)
     for k in steps:

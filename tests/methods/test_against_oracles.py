@@ -192,6 +192,7 @@ OPTIONS = {
     ],
     "random_scaling_adamw": [{"weight_decay": 0.1}, {"seed": 7}, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
     "random_scaling_sgd": [*DECAY, {"seed": 7}, {"beta": 0.5}, {"lr": 3.0}],
+    "relative_muon": [*DECAY, {"weight_decay": 0.0}, {"momentum": 0.5}, {"betas": (0.5, 0.9)}, {"ns_steps": 3}],
 }
 
 # What every method has: a group may rest, from the start or in between, and a schedule may begin and end near 0.
@@ -272,6 +273,7 @@ NUMBERS = {
     "loss_average": "loss_avg",
     "beta": "adaptive_beta",
     "kept": "kept",
+    "rms_of_model": "rms_of_model",
 }
 
 
@@ -304,13 +306,14 @@ def run_ours(name, setting, execution):
     params = [torch.tensor(a, requires_grad=True) for a in START]
     second = group["indices"] if group else []
     groups = [{"params": [p for i, p in enumerate(params) if i not in second]}]
-    schedules = [schedule or [1.0] * STEPS]
+    schedules = [schedule or [1.0] * STEPS]  # one for each group that is given; a method may divide it
     if group:
         own = {k: group[k] for k in ("lr", "weight_decay") if k in group}
         groups.append({"params": [params[i] for i in second], **own})
         schedules.append(group.get("schedule", schedules[0]))
     optimizer = untuned.get(name).optimizer(groups, execution=execution, **options)
     lrs = [g["lr"] for g in optimizer.param_groups]
+    of = [schedules[any(g["params"][0] is params[i] for i in second)] for g in optimizer.param_groups]
     first = optimizer.param_groups[0]
 
     points, numbers = [], []
@@ -318,7 +321,7 @@ def run_ours(name, setting, execution):
         loss, grads = problem([p.detach().numpy() for p in params], k)
         for p, g in zip(params, grads, strict=True):
             p.grad = torch.tensor(g)
-        for g, lr, multipliers in zip(optimizer.param_groups, lrs, schedules, strict=True):
+        for g, lr, multipliers in zip(optimizer.param_groups, lrs, of, strict=True):
             g["lr"] = lr * multipliers[k - 1]
         optimizer.step(loss=loss, sample_ids=SAMPLES["ids"][k - 1])
         points.append([p.detach().clone().numpy() for p in params])

@@ -794,6 +794,7 @@ VISIBLE = {
     "prodigy_schedule_free": {"d0": 1e-2},
     "random_scaling_adamw": {"lr": 0.05},
     "random_scaling_sgd": {"lr": 0.5},
+    "relative_muon": {"lr": 0.1},
 }
 
 

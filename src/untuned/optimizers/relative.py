@@ -15,7 +15,8 @@ from untuned.optimizer.options import EngineOptions
 from untuned.step_sizes import Relative
 from untuned.weight_decay import Cautious
 
-THIN = 8  # how many times its shorter side the longer one of a matrix may be: embeddings and low-rank factors exceed it
+_LABELS = {"matrices": "matrices", "tables": "rest", "vectors": "rest"}
+THIN = 8  # how many times its shorter side the longer one of a matrix may be; of embeddings and factors it is more
 
 
 class RelativeMuon(Optimizer):
@@ -72,17 +73,23 @@ class RelativeMuon(Optimizer):
         params = given["params"]
         kinds = {"matrices": [], "tables": [], "vectors": []}
         for p in [params] if isinstance(params, torch.Tensor) else listed(params):
-            kinds[_kind(p[1] if isinstance(p, tuple) else p)].append(p)
-        for group in _divided(given, kinds):
-            super().add_param_group(group)
+            kinds[_kind(p[1] if isinstance(p, tuple) and len(p) == 2 else p)].append(p)
+        count, labels = len(self.param_groups), {_LABELS[kind] for kind, tensors in kinds.items() if tensors}
+        own = {label: {*self.recipe.variants[label]["direction"].hypers()} for label in labels}
+        try:
+            for group in _divided(given, kinds):
+                others = set[str]().union(*own.values()) - own.get(group["label"], set())
+                super().add_param_group({key: value for key, value in group.items() if key not in others})
+        except (TypeError, ValueError):
+            del self.param_groups[count:]  # all of them or none
+            raise
 
 
 def _divided(group: dict[str, Any], kinds: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """A group for each kind that has tensors, or one for all if there are none."""
-    label = {"matrices": "matrices", "tables": "rest", "vectors": "rest"}
     for kind in [kind for kind, params in kinds.items() if params] or ["matrices"]:
         own = {"own": 0.0} if kind == "vectors" else {}
-        yield {**own, **group, "params": kinds[kind], "label": label[kind]}
+        yield {**own, **group, "params": kinds[kind], "label": _LABELS[kind]}
 
 
 def _kind(p: Any) -> str:

@@ -187,18 +187,20 @@ class Launch:
                 rows = slice(*buckets[i].ends[j : j + 2])
                 blocks[i][self._cells(sums, stage, buckets[i], rows)] = torch.stack(out, 1)
 
-        for batch in self.batches:
-            for stage in here[batch.label]:
+        for n in range(max(map(len, here.values()))):
+            singly = [(i, j) for i, j in self.rest if n < len(here[self.label(buckets[i])])]
+            for batch in self.batches:
+                if n >= len(here[batch.label]):
+                    continue
+                stage = here[batch.label][n]
                 if not stage.program:
-                    for i, j in batch.tensors:
-                        by_reference(stage, i, j)
+                    singly += batch.tensors
                 elif call := self._call(stage, batch):
                     found = call.run(now, batch, {i: self._flag(now, stage, buckets[i]) for i in batch.buckets})
                     for i, index, rows in batch.spans if stage.sums else ():
                         blocks[i][self._cells(sums, stage, buckets[i], index)] = found[rows]
-        for i, j in self.rest:
-            for stage in here[self.label(buckets[i])]:
-                by_reference(stage, i, j)
+            for i, j in sorted(singly):  # ranks gather whole tensors in one order, whichever of them their kernels take
+                by_reference(here[self.label(buckets[i])][n], i, j)
         return blocks
 
     def _flag(self, now: Now, stage: Stage, bucket: Bucket) -> torch.Tensor | None:

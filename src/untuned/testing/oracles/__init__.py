@@ -55,6 +55,7 @@ from untuned.testing.oracles.polyak import alig, dec_sps, motaps, ngn, prox_sps,
 from untuned.testing.oracles.prodigy import prodigy, prodigy_da, prodigy_gd, resetting, resetting_gd
 from untuned.testing.oracles.projection import normalize_and_project
 from untuned.testing.oracles.protocol import linear_decay
+from untuned.testing.oracles.relative import relative, relative_muon
 from untuned.testing.oracles.scaling import random_point, random_scaled, random_scaled_schedule_free
 from untuned.testing.oracles.tam import adatam, adatamw, tam
 
@@ -109,6 +110,8 @@ __all__ = [
     "random_point",
     "random_scaled",
     "random_scaled_schedule_free",
+    "relative",
+    "relative_muon",
     "resetting",
     "resetting_gd",
     "schedule_free_adamw",
