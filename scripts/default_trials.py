@@ -3,7 +3,7 @@
     python scripts/default_trials.py 'shares(lr=0.15)' 'plain(lr=3e-3, avg=8)' --seeds 2
 
 prints the regret of each trial by task and adds its runs to docs/default-trials.csv, which holds all that were ever
-made, the losing ones too. They step slowly and plainly: what won is `untuned.RelativeMuon`.
+made, the losing ones too. They step slowly and plainly; `relative_muon(...)` is what won: `untuned.RelativeMuon`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import untuned
 from untuned.study import regret, tasks
 from untuned.study.horizons import share_reached
 from untuned.study.suites import LOOKED_AT
@@ -174,7 +175,21 @@ class Shares(Trial):
                 self.average[i].lerp_(p, self.share())
 
 
-KINDS: dict[str, Callable[..., Plain | Shares]] = {"plain": Plain, "shares": Shares}
+class Chosen(Trial):
+    """`untuned.RelativeMuon`, under the schedule that it is recommended with."""
+
+    def __init__(self, model: nn.Module, total: int, lr: float = 0.12, warm: float = 0.05, **options: Any) -> None:
+        super().__init__(model, total, warm, None)
+        self.optimizer, self.lr = untuned.RelativeMuon(self.params, lr=lr, **options), lr
+
+    def step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * linear(self.k, self.total, self.warm)
+        self.k += 1
+        self.optimizer.step()
+
+
+KINDS: dict[str, Callable[..., Plain | Shares | Chosen]] = {"plain": Plain, "shares": Shares, "relative_muon": Chosen}
 
 
 def run(trial: str, name: str, seed: int) -> float:

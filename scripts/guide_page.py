@@ -1,11 +1,14 @@
-"""Write docs/guide.md: scripts/guide.md with the numbers of docs/guide.csv and docs/methods/study.csv.
+"""Write docs/guide.md: scripts/guide.md with the numbers of docs/guide.csv, docs/methods/study.csv and
+docs/regret-runs.csv.
 
     python scripts/guide_page.py [--check]
 
 `--check` writes nothing and exits with 1 if the page is stale.
 """
 
+import csv
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +21,32 @@ from method_study import Row
 
 from untuned.study import tasks
 from untuned.study.axes import decades
+from untuned.study.regret import Contender
+from untuned.study.regret_tables import percent
 from untuned.study.stats import Floats
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide.md"
 
 TEMPLATE = Path(__file__).with_name("guide.md")
+REGRETS = PAGE.with_name("regret-runs.csv")
+BEST = "relative_muon(schedule=linear, warmup=0.05)"
+SHOWN = ("prodigy(schedule=linear)", "prodigy_schedule_free", "range-test", "adamw(schedule=linear)")
+CASES = {  # what people train, and the tasks that stand for it
+    "a transformer from scratch": ("fashion-vit", "sotu-char", "help-translation"),
+    "a recurrent language model": ("ptb-lstm",),
+    "a convolutional network, with BatchNorm": ("cifar-resnet20",),
+    "a convolutional network, without": ("fashion-cnn",),
+    "a small network that can fit its data": ("fashion-mlp",),
+    "an autoencoder": ("fashion-autoencoder",),
+    "a diffusion model": ("fashion-diffusion",),
+    "LoRA": ("minilm-lora",),
+    "fine-tuning all weights": ("minilm-full",),
+    "embeddings of categories, as for clicks": ("adult-embeddings",),
+    "factors of a matrix, as for ratings": ("sotu-glove",),
+    "a network for a differential equation": ("helmholtz-pinn",),
+    "policy gradients": ("cartpole-policy",),
+    "a model in odd units": ("fashion-cnn/30", "sotu-char/1000"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,22 @@ def side_by_side(columns: dict[str, Cells]) -> str:
     return table(("method", "lr", *columns), rows)
 
 
+def cases_table() -> str:
+    """Mean regret over the tasks of each use case, of what measured best and of others."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in csv.DictReader(REGRETS.read_text(encoding="utf-8").splitlines()):
+        labels = {Contender(row["method"], float(row["lr"]), usual).label for usual in (True, False)}
+        for label in labels:
+            found[label, row["task"]].append(float(row["regret"]))
+    rows = []
+    for case, of_case in CASES.items():
+        values = [float(np.mean([x for task in of_case for x in found[m, task]])) for m in (BEST, *SHOWN)]
+        least = min(values)
+        cells = [f"**{percent(v)}**" if v <= least + 0.005 else percent(v) for v in values]
+        rows.append((case, ", ".join(f"`{task}`" for task in of_case), *cells))
+    return table(("you train", "measured on", *(f"`{m}`" for m in (BEST, *SHOWN))), rows)
+
+
 def page() -> str:
     rows, found = guide_study.read(), method_study.standings(method_study.read())
     constant, schedule = (Cells(rows, question, "fashion-mlp") for question in ("constant", "schedule"))
@@ -114,6 +154,7 @@ def page() -> str:
         both_table=side_by_side({"constant lr": constant, "with drops": schedule}),
         unlike_table=side_by_side({"worse of the two": unlike}),
         half_table=side_by_side({"bfloat16": half}),
+        cases=cases_table(),
         convex_n=guide_study.QUESTIONS["convex"].seeds,
         convex_table=side_by_side({"vehicle": vehicle, "vowel": vowel}),
     )

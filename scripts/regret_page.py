@@ -5,6 +5,7 @@
 Writes docs/regret.png, docs/regret-runs.csv and what stands between the marks of docs/regret.md.
 """
 
+import math
 import re
 import shutil
 import sys
@@ -33,7 +34,7 @@ def apart(found: regret.Regrets, rows: list[regret_tables.Row]) -> str:
         by_task = found.scores(row.contender)
         for tasks in parts.values():
             scores = by_task[[task.task in tasks for task in found.tasks]]
-            low, high = aggregate.stratified_interval(scores, aggregate.mean, tasks=True)
+            low, high = aggregate.stratified_interval(scores, aggregate.mean, tasks=True) or (math.nan, math.nan)
             worst = max(row.by_task[task] for task in tasks)
             line += [regret_tables.percent(float(aggregate.mean(scores))), f"{100 * low:.0f} to {100 * high:.0f} %"]
             line += [regret_tables.percent(worst)]
