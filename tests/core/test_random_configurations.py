@@ -128,16 +128,17 @@ class Problem:
             for shape, dtype, kind in group:
                 count = torch.Size(shape).numel()
                 p = nn.Parameter(((torch.arange(count) * 37 % 19 - 9) / 10).to(dtype).reshape(shape))
+                p.resting = bool(kind)  # pyright: ignore[reportAttributeAccessIssue]
                 params.append(p.requires_grad_(kind != "frozen"))
             found.append({"params": params})
         found[-1] |= changes
         return found
 
     def fill(self, optimizer: untuned.Optimizer, k: int) -> None:
-        for group, kinds in zip(optimizer.param_groups, self.groups, strict=True):
-            for p, (_, _, kind) in zip(group["params"], kinds, strict=True):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
                 grad = ((torch.arange(p.numel()) * 23 + 7 * k) % 17 - 8).reshape(p.shape) / 8.0
-                p.grad = GRADIENTS[self.gradients[k]](grad).to(p.dtype) if not kind else None
+                p.grad = GRADIENTS[self.gradients[k]](grad).to(p.dtype) if not p.resting else None
 
 
 problems_ = st.builds(Problem, st.lists(tensors, min_size=1, max_size=2), gradients, losses)
