@@ -99,7 +99,7 @@ def test_the_step_size_follows_its_oracle(base: Any, options: dict[str, Any], ex
         groups[1] |= {"own": 0.25}
         options = options | {"own": [0.25 if i % 2 else 1.0 for i in range(len(SHAPES))]}
     ours = follow(untuned.compose(groups, direction, rule, decay=decay, execution=execution), params)
-    second = [{"indices": [*range(1, len(SHAPES), 2)], "lr": 0.02}]
+    second: Any = [{"indices": [*range(1, len(SHAPES), 2)], "lr": 0.02}]
     beside = {"betas": (momentum, 0.99)} if base == "adam" else {}
     theirs, _ = oracles.relative(START, problem, STEPS, base=base, groups=second, **beside, **options)
     assert_near(ours, theirs)
@@ -119,9 +119,9 @@ def test_the_step_size_follows_its_oracle(base: Any, options: dict[str, Any], ex
 )
 def test_relative_muon_follows_its_oracle(options: dict[str, Any], execution: str) -> None:
     params, options = parameters(), {"weight_decay": 0.01} | options
-    groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.07}]
+    groups = [{"params": params[:4]}, {"params": params[4:], "lr": 0.07}]
     optimizer = untuned.RelativeMuon(groups, execution=execution, **options)
-    second = [{"indices": [*range(3, len(SHAPES))], "lr": 0.07}]
+    second: Any = [{"indices": [*range(4, len(SHAPES))], "lr": 0.07}]
     theirs, scalars = oracles.relative_muon(START, problem, STEPS, groups=second, **options)
     assert_near(follow(optimizer, params), theirs)
     assert optimizer.metrics()["rms_of_model"] == pytest.approx(scalars["rms_of_model"][-1], rel=1e-12)
