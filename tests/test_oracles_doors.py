@@ -509,19 +509,26 @@ def test_sizes_of_relative_in_numbers():
 
 
 def test_relative_muons_directions_are_those_of_muon_and_adam():
-    """One step with lr 1 from weights of size 1: Muon's and Adam's steps; the row and the table go with Adam."""
-    start = [np.ones((3, 4)), np.ones((1, 4)), np.ones((17, 2)), np.ones((16, 2)), np.ones((2, 2, 3)), np.ones(3)]
+    """One step from weights of size 1: Muon's and Adam's steps; rows, columns and both kinds of tables go with Adam.
+
+    All weights are 1, so those whose step goes down decay by lr weight_decay, and the others do not.
+    """
+    matrices = [(3, 4), (16, 2), (2, 16), (2, 2, 3)]
+    start = [np.ones(shape) for shape in [*matrices, (1, 4), (4, 1), (17, 2), (2, 17), (2, 3, 6), (3,)]]
     rng = np.random.default_rng(0)
-    gradients = [rng.normal(size=a.shape) for a in start]
+    gradients, up = [rng.normal(size=a.shape) for a in start], 0
     [x], _ = oracles.relative_muon(start, lambda x, k: (0.0, gradients), 1, lr=0.1, weight_decay=0.3)
     for i, (a, b, g) in enumerate(zip(start, x, gradients, strict=True)):
-        if i in (0, 3, 4):
+        if i < len(matrices):
             rows = [a.reshape(len(a), -1)], given(g.reshape(len(g), -1))
-            options = {"adjust_lr_fn": "match_rms_adamw", "nesterov": False, "weight_decay": 0.3}
-            [[expected]], _ = oracles.muon(*rows, 1, lr=0.1, **options)
+            options = {"adjust_lr_fn": "match_rms_adamw", "nesterov": False, "weight_decay": 0.0}
+            [[plain]], _ = oracles.muon(*rows, 1, lr=0.1, **options)
         else:
-            [[expected]], _ = oracles.adamw([a], given(g), 1, lr=0.1, weight_decay=0.3, eps=NO_EPS)
+            [[plain]], _ = oracles.adamw([a], given(g), 1, lr=0.1, weight_decay=0.0, eps=NO_EPS)
+        expected = plain - np.where(plain <= 1, 0.1 * 0.3, 0.0)
         np.testing.assert_allclose(b, expected.reshape(a.shape), rtol=1e-12)
+        up += int((plain > 1).sum())
+    assert 0.3 < up / sum(a.size for a in start) < 0.7
 
 
 @pytest.mark.parametrize(("unit", "scale"), [(100.0, 1.0), (0.03, 1.0), (7.0, 1e-3)])

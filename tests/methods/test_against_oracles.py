@@ -192,7 +192,13 @@ OPTIONS = {
     ],
     "random_scaling_adamw": [{"weight_decay": 0.1}, {"seed": 7}, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
     "random_scaling_sgd": [*DECAY, {"seed": 7}, {"beta": 0.5}, {"lr": 3.0}],
-    "relative_muon": [*DECAY, {"weight_decay": 0.0}, {"momentum": 0.5}, {"betas": (0.5, 0.9)}, {"ns_steps": 3}],
+    "relative_muon": [
+        {"weight_decay": 0.5},
+        {"weight_decay": 0.0},
+        {"momentum": 0.5},
+        {"betas": (0.5, 0.9)},
+        {"ns_steps": 3},
+    ],
 }
 
 # What every method has: a group may rest, from the start or in between, and a schedule may begin and end near 0.

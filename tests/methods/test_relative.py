@@ -17,8 +17,8 @@ from untuned.weight_decay import Decoupled
 
 executions = pytest.mark.parametrize("execution", ["reference", "native"])
 STEPS = 15
-# Two matrices, a table, a matrix of one row, one of one column, a kernel, two vectors and a scalar.
-SHAPES = [(4, 6), (5, 3), (20, 2), (1, 4), (3, 1), (3, 2, 2, 2), (5,), (1,), ()]
+# Two matrices, a tall table and a wide one, a matrix of one row, one of one column, a kernel, two vectors, a scalar.
+SHAPES = [(4, 6), (5, 3), (20, 2), (2, 19), (1, 4), (3, 1), (3, 2, 2, 2), (5,), (1,), ()]
 _rng = np.random.default_rng(3)
 START = [_rng.normal(size=shape) * 0.5**i for i, shape in enumerate(SHAPES)]  # of sizes of their own
 NOISE = [[_rng.normal(size=shape) for shape in SHAPES] for _ in range(STEPS)]
@@ -99,7 +99,7 @@ def test_the_step_size_follows_its_oracle(base: Any, options: dict[str, Any], ex
         groups[1] |= {"own": 0.25}
         options = options | {"own": [0.25 if i % 2 else 1.0 for i in range(len(SHAPES))]}
     ours = follow(untuned.compose(groups, direction, rule, decay=decay, execution=execution), params)
-    second = [{"indices": [*range(1, len(SHAPES), 2)], "lr": 0.02}]
+    second: Any = [{"indices": [*range(1, len(SHAPES), 2)], "lr": 0.02}]
     beside = {"betas": (momentum, 0.99)} if base == "adam" else {}
     theirs, _ = oracles.relative(START, problem, STEPS, base=base, groups=second, **beside, **options)
     assert_near(ours, theirs)
@@ -119,9 +119,9 @@ def test_the_step_size_follows_its_oracle(base: Any, options: dict[str, Any], ex
 )
 def test_relative_muon_follows_its_oracle(options: dict[str, Any], execution: str) -> None:
     params, options = parameters(), {"weight_decay": 0.01} | options
-    groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.07}]
+    groups = [{"params": params[:4]}, {"params": params[4:], "lr": 0.07}]
     optimizer = untuned.RelativeMuon(groups, execution=execution, **options)
-    second = [{"indices": [*range(3, len(SHAPES))], "lr": 0.07}]
+    second: Any = [{"indices": [*range(4, len(SHAPES))], "lr": 0.07}]
     theirs, scalars = oracles.relative_muon(START, problem, STEPS, groups=second, **options)
     assert_near(follow(optimizer, params), theirs)
     assert optimizer.metrics()["rms_of_model"] == pytest.approx(scalars["rms_of_model"][-1], rel=1e-12)
@@ -176,6 +176,22 @@ def test_a_model_of_zeros_moves_by_the_least_size(execution: str) -> None:
     stepped(untuned.compose(groups, Gradient(), rule, execution=execution), 1.0, 1.0)
     assert w.tolist() == pytest.approx([-0.5 * 0.25 * 0.01] * 2, rel=1e-14)
     assert v.item() == pytest.approx(-0.5 * 0.01, rel=1e-14)
+
+
+@executions
+def test_weights_decay_where_their_step_shrinks_them(execution: str) -> None:
+    """By lr weight_decay, which no size scales. The matrix moves against g, which has rank one."""
+    start = [[2.0, 2.0], [-2.0, -2.0]], [10.0, 10.0, -10.0, -10.0]
+    gradients = [[1.0, -1.0], [1.0, -1.0]], [1.0, -1.0, 1.0, -1.0]
+    ends = []
+    for decay in (0.0, 0.5):
+        params = [weight(*values) for values in start]  # a matrix and a vector
+        stepped(untuned.RelativeMuon(params, lr=0.1, weight_decay=decay, execution=execution), *gradients)
+        ends.append(params)
+    for free, decayed, old, g in zip(*ends, start, gradients, strict=True):
+        p = torch.tensor(old, dtype=torch.float64)
+        assert torch.equal((free - p).sign(), -torch.tensor(g, dtype=torch.float64))
+        assert torch.allclose(free - decayed, 0.05 * p * (p * torch.tensor(g) > 0), rtol=0, atol=1e-14)
 
 
 def test_weight_decay_has_the_lr_alone() -> None:
@@ -318,7 +334,12 @@ def test_a_model_is_divided_by_the_kinds_of_its_tensors(give: Any) -> None:
     [
         ((16, 2), "matrices 1"),
         ((17, 2), "rest 1"),
-        ((2, 1000), "matrices 1"),
+        ((2, 16), "matrices 1"),
+        ((2, 17), "rest 1"),
+        ((24, 3), "matrices 1"),
+        ((25, 3), "rest 1"),
+        ((3, 4, 6), "matrices 1"),
+        ((3, 5, 5), "rest 1"),  # a row per slice along the first dimension: 3 of 25
         ((1, 5), "rest 1"),
         ((5, 1), "rest 1"),
         ((4, 1, 1), "rest 1"),

@@ -77,12 +77,12 @@ def relative_muon(
     problem: Problem,
     steps: int,
     *,
-    lr: float = 0.1,
+    lr: float = 0.12,
     momentum: float = 0.8,
     betas: tuple[float, float] = (0.9, 0.99),
-    weight_decay: float = 0.02,
+    weight_decay: float = 0.1,
     ns_steps: int = 5,
-    tall: float = 8.0,
+    thin: float = 8.0,
     floor: float = 0.1,
     least: float = 1e-3,
     exact: bool = False,
@@ -92,10 +92,11 @@ def relative_muon(
     """Every tensor moves by lr times a size: that of its own weights, or for vectors and scalars that of the model's.
 
     A tensor of two dimensions or more is a matrix with a row for each slice along the first one. Those with two rows
-    and two columns at least, and at most ``tall`` rows per column, go along Muon's direction with the length of
-    arXiv 2502.16982, 0.2 sqrt(max(rows, columns)), without Nesterov; all others along Adam's. ``exact`` takes the polar
-    factor by SVD. The sizes are those of ``relative``, with own = 0 for fewer than two dimensions and 1 otherwise.
-    Scalar: ``rms_of_model``.
+    and two columns at least, and the longer side at most ``thin`` times the shorter one, go along Muon's direction with
+    the length of arXiv 2502.16982, 0.2 sqrt(max(rows, columns)), without Nesterov; all others along Adam's. ``exact``
+    takes the polar factor by SVD. The sizes are those of ``relative``, with own = 0 for fewer than two dimensions and 1
+    otherwise. The decay is cautious (arXiv 2510.12402): lr weight_decay x is subtracted where u x >= 0, from elements
+    that the step shrinks as well. Scalar: ``rms_of_model``.
     """
     coefficients = (3.4445, -4.7750, 2.0315)
     x, rates, decay = _start(x0, steps, lr, weight_decay, groups, schedule)
@@ -109,7 +110,7 @@ def relative_muon(
         for i, eta in moving:
             s = _size(x[i], R, 0.0 if x[i].ndim < 2 else 1.0, floor, least)
             t[i] += 1
-            if _hidden(x[i].shape, tall):
+            if _hidden(x[i].shape, thin):
                 m[i] = momentum * m[i] + (1 - momentum) * grads[i]
                 M = m[i].reshape(len(m[i]), -1)
                 K = _polar(M) if exact else _newton_schulz(M, coefficients, ns_steps, 1e-30)
@@ -118,18 +119,18 @@ def relative_muon(
                 m[i] = b1 * m[i] + (1 - b1) * grads[i]
                 v[i] = b2 * v[i] + (1 - b2) * grads[i] ** 2
                 u = m[i] / (1 - b1 ** t[i]) / (np.sqrt(v[i] / (1 - b2 ** t[i])) + 1e-15)
-            x[i] = x[i] - eta * s * u - eta * decay[i] * x[i]
+            x[i] = x[i] - eta * s * u - np.where(u * x[i] >= 0, eta * decay[i], 0.0) * x[i]
         iterates.append(list(x))
         rows.append({"rms_of_model": R})
     return iterates, _columns(rows)
 
 
-def _hidden(shape: tuple[int, ...], tall: float) -> bool:
+def _hidden(shape: tuple[int, ...], thin: float) -> bool:
     """Whether Muon takes a tensor of this shape."""
     if len(shape) < 2:
         return False
     rows, columns = shape[0], int(np.prod(shape[1:]))
-    return rows >= 2 and columns >= 2 and rows <= tall * columns
+    return min(rows, columns) >= 2 and max(rows, columns) <= thin * min(rows, columns)
 
 
 def _rms(tensors: list[Array]) -> float:
