@@ -29,6 +29,11 @@ class Method:
         return inspect.signature(self.optimizer).parameters["lr"].default
 
     @property
+    def divides_groups(self) -> bool:
+        """Whether it makes several groups of one by itself, so that its class says what decays."""
+        return "add_param_group" in vars(self.optimizer)
+
+    @property
     def records_samples(self) -> bool:
         """Whether it keeps a number per sample: it is built with `samples=` and needs `step(sample_ids=...)`."""
         return "samples" in inspect.signature(self.optimizer).parameters
@@ -166,8 +171,8 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
     """The optimizer called `name` with `options` of its class.
 
     Given a module, parameters with fewer than two dimensions (biases and norm weights) are put in a group without
-    weight decay, if there is any; parameters that need no gradient are left out. Given parameters or groups, these are
-    used as they are.
+    weight decay, if there is any and the method does not divide groups by itself; parameters that need no gradient are
+    left out. Given parameters or groups, these are used as they are.
 
     >>> import torch, untuned
     >>> model = torch.nn.Linear(3, 2)
@@ -184,7 +189,8 @@ def create(model_or_params: Any, name: str, **options: Any) -> Optimizer:
             raise TypeError(f"{name} has no option {option!r}; did you mean {', '.join(near)}?")
     params = model_or_params
     if isinstance(model_or_params, torch.nn.Module):
-        params = grouped(model_or_params, options.get("weight_decay", signature["weight_decay"].default) != 0.0)
+        decayed = options.get("weight_decay", signature["weight_decay"].default) != 0.0
+        params = grouped(model_or_params, decayed and not method.divides_groups)
     return method.optimizer(params, **options)
 
 

@@ -34,14 +34,14 @@ class RelativeMuon(Optimizer):
     lr r, a tensor with fewer than two dimensions (offsets, scales of norms) Adam's step times lr R, R being the root
     mean square of the whole model; see `untuned.step_sizes.Relative`. So lr is a share that means the same in every
     model: leave it at 0.12, and let a schedule warm up over the first twentieth of a run and fall to 0 with its end.
-    Every step is the same when the loss or the weights are measured in other units, except in a model that is 0
-    altogether.
+    Every step is the same when the loss or the weights are measured in other units, while R is above 1e-3 and gradients
+    are far above 1e-15.
 
     Each parameter group that comes in becomes up to three, for matrices, tables and vectors, with `label` "matrices" or
-    "rest", and own=0 for vectors; a group that has a `label` stays as it is. Sources: Muon as in arXiv 2502.16982, the
-    scale as in Adafactor (arXiv 1804.04235) and LARS; the composite, its defaults and the 8 come from studies of this
-    library (docs/evidence.md), and no theory covers it. Sweeps: 2, and the matrix math. Slots: 1 for matrices, 2 for
-    the rest.
+    "rest", and own=0 for vectors; a group that has a `label` stays as it is. All of them decay, vectors too. Sources:
+    Muon as in arXiv 2502.16982, the scale as in Adafactor (arXiv 1804.04235) and LARS; the composite, its defaults and
+    the 8 come from studies of this library (docs/decisions/0013-the-default.md), and no theory covers it. Sweeps: 2,
+    and the matrix math. Slots: 1 for matrices, 2 for the rest.
 
     >>> import torch, untuned
     >>> model = torch.nn.Linear(3, 2)
