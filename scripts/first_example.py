@@ -1,4 +1,4 @@
-"""Which method the README's first example shows: methods at their default options on four small tasks.
+"""Which method the README's first example showed before there was a suite: defaults on four small tasks.
 
     python scripts/first_example.py          # prints the table of docs/evidence.md; some minutes on one core
 

@@ -21,6 +21,8 @@ from method_study import Row
 
 from untuned.study import tasks
 from untuned.study.axes import decades
+from untuned.study.building import default_lr
+from untuned.study.methods import parse_methods
 from untuned.study.regret import Contender
 from untuned.study.regret_tables import percent
 from untuned.study.stats import Floats
@@ -115,9 +117,10 @@ def cases_table() -> str:
     """Mean regret over the tasks of each use case, of what measured best and of others."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in csv.DictReader(REGRETS.read_text(encoding="utf-8").splitlines()):
-        labels = {Contender(row["method"], float(row["lr"]), usual).label for usual in (True, False)}
-        for label in labels:
-            found[label, row["task"]].append(float(row["regret"]))
+        [spec] = parse_methods(row["method"])
+        usual = float(row["lr"]) == default_lr(spec.name, spec.probe)
+        label = Contender(row["method"], float(row["lr"]), usual).label
+        found[label, row["task"]].append(float(row["regret"]))
     rows = []
     for case, of_case in CASES.items():
         values = [float(np.mean([x for task in of_case for x in found[m, task]])) for m in (BEST, *SHOWN)]

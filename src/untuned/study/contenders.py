@@ -132,10 +132,13 @@ class Contender:
         return state_bytes(self.optimizer)
 
     def named_bytes(self) -> int | None:
-        """What a step reads and writes, by the programs of its sweeps; None for optimizers that do not say."""
+        """What a step reads and writes, by the programs of its sweeps; None for optimizers that do not say.
+
+        Nor where labels divide the tensors, since each then has other slots.
+        """
         if self.name == REFERENCE:
             return 7 * sum(p.nbytes for p in self.params)  # p g m v in, p m v out
-        if not isinstance(self.optimizer, untuned.Optimizer):
+        if not isinstance(self.optimizer, untuned.Optimizer) or len(self.optimizer.recipe.variants) > 1:
             return None
         keys = streams(self.optimizer, guard=self.optimizer.recipe.skip_nonfinite)
         held = [{"p": p, "g": g} | self.optimizer.state[p] for p, g in zip(self.params, self.gradients, strict=True)]
