@@ -23,7 +23,7 @@ from untuned.study import tasks
 from untuned.study.axes import decades
 from untuned.study.building import default_lr
 from untuned.study.methods import parse_methods
-from untuned.study.regret import Contender
+from untuned.study.regret import BEST, Contender
 from untuned.study.regret_tables import percent
 from untuned.study.stats import Floats
 
@@ -31,7 +31,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "guide.md"
 
 TEMPLATE = Path(__file__).with_name("guide.md")
 REGRETS = PAGE.with_name("regret-runs.csv")
-BEST = "relative_muon(schedule=linear, warmup=0.05)"
 SHOWN = ("prodigy(schedule=linear)", "prodigy_schedule_free", "range-test", "adamw(schedule=linear)")
 CASES = {  # what people train, and the tasks that stand for it
     "a transformer from scratch": ("fashion-vit", "sotu-char", "help-translation"),

@@ -40,7 +40,8 @@ HORIZONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0
 START = on_grid(-6), on_grid(-4)  # 1e-3 and 1e-2; the rest is added
 NEAR = 0.01
 BASELINE = Path(__file__).parent / "data" / "baseline.csv"
-DEFAULTS = ("adamw", "prodigy", "mechanic_adamw", "momo_adam", "range-test")
+BEST = "relative_muon(schedule=linear, warmup=0.05)"  # of docs/regret.md
+DEFAULTS = (BEST, "adamw", "prodigy", "mechanic_adamw", "momo_adam", "range-test")
 CONTENDERS = "contenders.json"
 SHORT_OF = {RANGE_TEST: "range-test"}
 
