@@ -549,3 +549,30 @@ def test_the_memory_format_of_a_kernel_changes_nothing(execution: str) -> None:
             optimizer.step()
     assert torch.allclose(plain, last, rtol=0, atol=1e-13)
     assert float((plain.detach() - start).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (8, 64), (12, 3, 2, 2)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_matrix_moves_by_a_fifth_of_lr_times_its_norm_whatever_the_gradient(
+    shape: tuple[int, ...], size: float
+) -> None:
+    """Whatever the gradient; up to the singular values that Newton and Schulz's steps leave, between 0.7 and 1.2."""
+    p = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    optimizer = untuned.RelativeMuon([p], weight_decay=0.0)
+    before = p.detach().clone()
+    stepped(optimizer, size * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    share = float((p.detach() - before).norm() / before.norm()) / (0.2 * 0.12)
+    assert 0.7 < share < 1.2
+
+
+def test_with_weights_of_size_one_it_is_torchs_muon() -> None:
+    start = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (nn.Parameter(start / start.square().mean().sqrt()) for _ in range(2))
+    other = torch.optim.Muon([theirs], 0.12, 0.0, 0.8, nesterov=False, adjust_lr_fn="match_rms_adamw")
+    g = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    theirs.grad = g
+    other.step()
+    stepped(untuned.RelativeMuon([ours], weight_decay=0.0), g)
+    moved = float((theirs.detach() - start / start.square().mean().sqrt()).abs().max())
+    assert moved > 1e-3
+    assert float((ours - theirs).detach().abs().max()) < 1e-2 * moved  # of bfloat16, in which both compute

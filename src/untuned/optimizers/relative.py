@@ -37,6 +37,10 @@ class RelativeMuon(Optimizer):
     Every step is the same when the loss or the weights are measured in other units, while R is above 1e-3 and gradients
     are far above 1e-15.
 
+    What bounds it: Muon's part of a step has 0.2 lr times the Frobenius norm of W, up to Newton and Schulz's error (0.7
+    to 1.2), whatever the gradient is, so a run changes the logarithm of |W| by at most a fifth of the sum of lr, decay
+    aside. With r = 1 that part is torch's Muon with match_rms_adamw and no Nesterov.
+
     Each parameter group that comes in becomes up to three, for matrices, tables and vectors, with `label` "matrices" or
     "rest", and own=0 for vectors; a group that has a `label` stays as it is. All of them decay, vectors too. Sources:
     Muon as in arXiv 2502.16982, the scale as in Adafactor (arXiv 1804.04235) and LARS; the composite, its defaults and
