@@ -219,13 +219,14 @@ def page(method: Method) -> str:
     parts, note = parts_of(optimizer), notes()["methods"][method.name]
     documents = {title: Document.of(part) for title, part in parts.items()}
     named = [f'"{method.name}"', *(f"{name}={REQUIRED[name]}" for name in options(method) if name in REQUIRED)]
+    apart = "" if method.divides_groups else ", which gives biases and norm weights no weight decay"
     sections = [
         _WRITTEN,
         f"# `{method.name}`",
         f"`untuned.{method.optimizer.__name__}`: {method.summary}. {_paper(method.paper)}.",
         _linked(_paper(document.text), parts),
         f"```python\n{_call(method)}\n```",
-        f"By name: `untuned.create(model, {', '.join(named)})`, which gives biases and norm weights no weight decay. "
+        f"By name: `untuned.create(model, {', '.join(named)})`{apart}. "
         "The [options of every method](index.md#options-of-every-method) go last.",
         *([f"```python\n{document.example}\n```"] if document.example else []),
         "## Recipe",

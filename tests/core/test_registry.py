@@ -183,6 +183,12 @@ def test_a_weight_decay_by_default_is_masked_as_one_that_is_given() -> None:
     assert masks(untuned.create(model(), "adamw")) == [(2, 0.01), (3, 0.0)]
 
 
+def test_a_method_that_divides_groups_decays_all_as_its_class_does() -> None:
+    created, built = untuned.create(model(), "relative_muon"), untuned.RelativeMuon(model().parameters())
+    assert masks(created) == [(2, 0.1), (3, 0.1)]
+    assert [decay for _, decay in masks(built)] == [0.1, 0.1]
+
+
 def test_a_model_of_one_kind_of_parameter_has_one_group() -> None:
     assert masks(untuned.create(nn.Linear(2, 2, bias=False), "sgd", weight_decay=0.1)) == [(1, 0.1)]
     assert masks(untuned.create(nn.LayerNorm(2), "sgd", weight_decay=0.1)) == [(2, 0.0)]
