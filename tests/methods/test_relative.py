@@ -374,11 +374,11 @@ def test_options_of_a_group_are_those_of_all_that_it_becomes() -> None:
     assert groups[0]["params"] is hidden and set(groups[0]) == {"params", "lr", "weight_decay", "name"}  # as they were
 
 
-def test_create_gives_biases_and_norms_no_decay() -> None:
+def test_create_decays_biases_and_norms_too() -> None:
     model = Net()
     optimizer = untuned.create(model, "relative_muon", weight_decay=0.3)
     assert layout(optimizer, model) == WHOLE
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.3]
 
 
 def test_a_group_with_a_label_stays_as_it_is() -> None:

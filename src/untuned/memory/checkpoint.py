@@ -43,11 +43,8 @@ def check_loadable(recipe: Recipe, ours: Groups, state_dict: Any) -> None:
     own_kind = any("method" in group for group in groups)
     elsewhere = "" if own_kind else " If another package saved it, go on with untuned.migrate(optimizer, state_dict)."
     for group, here in zip(groups, ours, strict=False):  # first, since the state follows from it
-        if group.get("label") != here.get("label"):
-            raise ValueError(
-                f"{name}: a group is labelled {group.get('label')!r} in this checkpoint, not {here.get('label')!r}."
-                f"{elsewhere}"
-            )
+        if (label := group.get("label")) != (own := here.get("label")):
+            raise ValueError(f"{name}: a group is labelled {label!r} in this checkpoint, not {own!r}.{elsewhere}")
     ids = [i for group in groups for i in group["params"]]
     if len({*ids}) < len(ids):
         raise ValueError(f"{name}: 'params' of this checkpoint names a parameter twice. It is not one that was saved.")

@@ -189,9 +189,7 @@ class Launch:
 
         for n in range(max(map(len, here.values()))):
             singly = [(i, j) for i, j in self.rest if n < len(here[self.label(buckets[i])])]
-            for batch in self.batches:
-                if n >= len(here[batch.label]):
-                    continue
+            for batch in (b for b in self.batches if n < len(here[b.label])):
                 stage = here[batch.label][n]
                 if not stage.program:
                     singly += batch.tensors

@@ -15,11 +15,11 @@ class Relative(StepSize):
         x <- x - lr s_i u / bias
 
     As with the scaled learning rate of Adafactor (arXiv 1804.04235, section 8), without the clip of its updates, and
-    with R where it has one constant for every tensor: if the parameters of a model are measured in other units, and u
-    does not change with the scale of the gradient, every step is the same in the new units. A tensor of zeros moves by
-    `floor` R, and one in a group with own=0 by R, whatever its own size: offsets and the scales of norms begin at 0 and
-    at 1, which says little about how far they must go. `least` is for models that are 0 altogether. Weight decay has
-    the rate lr, not lr s. Slots: none, and one number per tensor.
+    with R where it has one constant for every tensor: if all parameters are multiplied by a number that the model
+    divides by, and u does not change with the scale of the gradient, every step is multiplied by it too. A tensor of
+    zeros moves by `floor` R, and one in a group with own=0 by R, whatever its own size: offsets and the scales of norms
+    begin at 0 and at 1, which says little about how far they must go. `least` is for models that are 0 altogether.
+    Weight decay has the rate lr, not lr s. Slots: none, and one number per tensor.
     """
 
     lr: float = hyper(default=0.1, within="[0, inf)")
