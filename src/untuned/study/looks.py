@@ -11,7 +11,7 @@ from typing import Any
 import untuned
 
 INK = "#010203"  # text and axes: black in a PNG, `currentColor` in a page
-_COLORS = {  # those of Okabe and Ito and six more, by the method that has one to itself
+_COLORS = {  # those of Okabe and Ito and seven more, by the method that has one to itself
     "adam": "#D55E00",
     "momo_adam": "#0072B2",
     "prodigy": "#009E73",
@@ -26,6 +26,7 @@ _COLORS = {  # those of Okabe and Ito and six more, by the method that has one t
     "madgrad": "#C2185B",
     "schedule_free_sgd": "#00838F",
     "range-test": "#5B2A86",
+    "relative_muon": "#B71C1C",
 }
 _MARKERS = "osD^vPXph*<>"
 _DASHES: tuple[Any, ...] = (

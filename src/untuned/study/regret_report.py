@@ -21,6 +21,8 @@ from untuned.study.regret_tables import HEADER, MARGIN, WHAT, Row, beside, cells
 from untuned.study.results import last_command
 from untuned.study.stats import seed_mean
 
+MEAN_AT, WORST_AT = 42, 84  # points right of the axes, which are narrow beside long names
+
 
 def write(folder: Path) -> Path:
     """Write regret.html, regret.png, regret.md, regret.csv and regret-runs.csv, and return the page's path.
@@ -63,10 +65,12 @@ def overview(ax: Axes, rows: list[Row], looks: Mapping[str, Style]) -> None:
             ax.plot([100 * low, 100 * high], [y, y], color=style.color, lw=2.4, gid=style.key)
         tip = f"{style.key}|{style.label}: mean {percent(row.mean)}"
         ax.plot(100 * row.mean, y, "D", color=style.color, mec="white", mew=1.2, ms=9, zorder=4, gid=tip)
-        for x, text, weight in ((1.1, percent(row.mean), "bold"), (1.22, percent(row.worst), "normal")):
-            ax.text(x, y, text, transform=across, ha="right", va="center", weight=weight, gid=style.key)
-    for x, text in ((1.1, "mean"), (1.22, "worst")):
-        ax.text(x, 1.0, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=8.5)
+        for x, text, weight in ((MEAN_AT, percent(row.mean), "bold"), (WORST_AT, percent(row.worst), "normal")):
+            beside = {"xycoords": across, "xytext": (x, 0), "textcoords": "offset points", "ha": "right"}
+            ax.annotate(text, (1, y), **beside, va="center", weight=weight, gid=style.key)
+    for x, text in ((MEAN_AT, "mean"), (WORST_AT, "worst")):
+        beside = {"xycoords": "axes fraction", "xytext": (x, 0), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(text, (1, 1), **beside, va="bottom", fontsize=8.5)
 
 
 def profile(ax: Axes, regrets: Regrets, rows: list[Row], looks: Mapping[str, Style]) -> None:
