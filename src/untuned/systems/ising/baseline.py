@@ -41,12 +41,12 @@ def multi_start(
 
     def keep(where: Tensor) -> None:
         points = problem.answer(x.cpu())
-        values = problem.value(points)
+        values = box.value(points)
         better = where.cpu() & (values < best)
         best[better], best_x[better] = values[better], points[better]
 
     def value_now() -> Tensor:
-        return torch.minimum(best, problem.value(problem.answer(x.cpu())))
+        return torch.minimum(best, box.value(problem.answer(x.cpu())))
 
     for t in range(1, steps):
         new = (x - torch.addmm(V, x, Q)).clamp_(0, 1)

@@ -87,14 +87,10 @@ class Transform:
         self.optimizers: list[torch.optim.Optimizer] = []
 
     def _start(self, mu: Tensor) -> None:
-        scratch = torch.zeros_like(mu)
-        self.params = [torch.nn.Parameter(row) for row in (scratch if self.per_sample else [scratch])]
+        self.scratch = mu.clone()  # the parameters share its memory
+        self.params = [torch.nn.Parameter(part) for part in (self.scratch if self.per_sample else [self.scratch])]
         self.optimizers = [built(self.factory, [p]) for p in self.params]
-        self.scratch = scratch if self.per_sample else self.params[0].data
-        if self.per_sample:  # rows of one tensor: parameters share its memory
-            for p, row in zip(self.params, scratch, strict=True):
-                p.data = row
-        elif len(mu) > 1 and mixes(self.factory, mu.shape[1]):
+        if not self.per_sample and len(mu) > 1 and mixes(self.factory, mu.shape[1]):
             warnings.warn(
                 f"{type(self.optimizers[0]).__name__} as feedback mixes the samples: what it does to one of them depends "
                 "on the others. With per_sample=True each has an optimizer of its own.",
@@ -131,7 +127,7 @@ def mixes(factory: Factory, n: int, steps: int = 6) -> bool:
 
     def moved(seed: int) -> Tensor:
         same, other = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
-        p = torch.nn.Parameter(torch.zeros(2, n, dtype=torch.float64))
+        p = torch.nn.Parameter(torch.randn(2, n, generator=same, dtype=torch.float64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             optimizer = built(factory, [p])

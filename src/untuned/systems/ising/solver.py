@@ -182,7 +182,7 @@ class CIM:
             mu.add_(Z)
             if t == 1 or t % every == 0 or t == T - 1:
                 rounds.append(t)
-                history.append(problem.value(self._answer(problem, mu)))
+                history.append(box.value(self._answer(problem, mu)))
                 negative |= (sigma < 0).any(1).cpu()
         return self._samples(problem, mu, sigma, rounds, history, negative)
 
@@ -202,7 +202,7 @@ class CIM:
         mu, sigma = mu.cpu(), sigma.cpu()
         diverged = ~(mu.isfinite().all(1) & sigma.isfinite().all(1))
         x = self._answer(problem, mu).masked_fill(diverged[:, None], math.nan)
-        value = problem.value(x)
+        value = problem.box().value(x)
         values = torch.stack(history) if history else value.new_empty(0, self.samples)
         best = value if not history else values.min(0).values.masked_fill(diverged, math.inf)
         kept = torch.tensor(rounds, dtype=torch.int64)
