@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,10 +45,8 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> int:
     torch.set_num_threads(1)
     problem = sparse_boxqp(VARIABLES, 0.5, torch.Generator().manual_seed(0))
-    runs: dict[str, Callable[[], object]] = {
-        name: lambda machine=CIM(feedback, samples=SAMPLES, steps=STEPS): machine.solve(problem)
-        for name, feedback in FEEDBACKS.items()
-    }
+    machines = {name: CIM(feedback, samples=SAMPLES, steps=STEPS) for name, feedback in FEEDBACKS.items()}
+    runs: dict[str, Callable[[], object]] = {name: partial(m.solve, problem) for name, m in machines.items()}
     runs["projected gradient, many starts"] = lambda: multi_start(problem, SAMPLES, STEPS)
     runs["adam, float64"] = lambda: CIM("adam", samples=SAMPLES, steps=STEPS, dtype=torch.float64).solve(problem)
     print(f"{SAMPLES} samples x {VARIABLES} variables x {STEPS - 1} round trips, one thread, limit {LIMIT:g} s")

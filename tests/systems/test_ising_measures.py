@@ -47,7 +47,9 @@ def test_gaps_are_relative_to_the_optimum() -> None:
 
 
 def test_success_is_the_best_gap_on_the_way_and_counts_the_diverged() -> None:
-    found = made([[-99.95, -99.0, -99.95, -100.0], [-90.0, -99.89, math.inf, -100.0]], diverged=[False, False, True, False])
+    found = made(
+        [[-99.95, -99.0, -99.95, -100.0], [-90.0, -99.89, math.inf, -100.0]], diverged=[False, False, True, False]
+    )
     assert success(found) == 2 / 4
     assert success(found, target=0.02) == 3 / 4
     running = running_gaps(found)

@@ -15,6 +15,7 @@ from untuned.systems.ising import (
     erdos_renyi,
     max_cut,
     multi_start,
+    prove,
     read_best,
     read_boxqp,
     read_gset,
@@ -128,6 +129,13 @@ def test_active_sets_agree_with_a_fine_grid_and_many_starts() -> None:
         assert found.best.min().item() == pytest.approx(least, rel=1e-6)
     with pytest.raises(ValueError, match="at most 12, not 13"):
         active_sets(sparse_boxqp(13, 0.5, seeded()))
+
+
+def test_branch_and_bound_proves_what_the_faces_say() -> None:
+    for problem in (sparse_boxqp(8, 0.8, seeded(1)), BoxQP(torch.eye(3), torch.tensor([-1.0, 0.5, -9]), constant=4.0)):
+        least, x, proven = prove(problem)
+        assert proven and least == pytest.approx(active_sets(problem)[0], rel=1e-9) == problem.value(x).item()
+    assert not prove(sparse_boxqp(30, 1.0, seeded()), nodes=1)[2]
 
 
 # ---------------------------------------------------------------- Ising and Max-Cut

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import warnings
 from typing import Any
 
@@ -84,7 +85,9 @@ def test_uncoupled_and_without_noise_amplitudes_come_to_rest_at_the_saturation()
     found = machine.solve(sparse_boxqp(4, 1.0, seeded()), seeded())
     expected = math.sqrt(3.5 - 1 - 0.5) / 0.01
     assert machine.saturation == expected
-    torch.testing.assert_close(found.amplitude.abs(), torch.full((3, 4), expected, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.amplitude.abs(), torch.full((3, 4), expected, dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
 def test_measurement_and_back_action_have_the_same_noise() -> None:
@@ -177,7 +180,14 @@ def test_a_rule_that_looks_at_the_whole_model_says_that_it_mixes_samples() -> No
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sgd", False), ("adam", False), ("sngm", True), ("momo", True), ("prodigy", True), ("multiplicative_adam", False)],
+    [
+        ("sgd", False),
+        ("adam", False),
+        ("sngm", True),
+        ("momo", True),
+        ("prodigy", True),
+        ("multiplicative_adam", False),
+    ],
 )
 def test_whether_rules_mix_samples(name: str, expected: bool) -> None:
     assert mixes(lambda p: untuned.create(p, name, lr=1.0), 4) is expected
@@ -217,7 +227,11 @@ def test_rules_that_need_the_loss_get_f_at_the_measured_points() -> None:
 @pytest.mark.parametrize(
     ("feedback", "error", "message"),
     [
-        ("nesterov", ValueError, "feedback is one of gradient, momentum, adam or a function of parameters, not 'nesterov'"),
+        (
+            "nesterov",
+            ValueError,
+            "feedback is one of gradient, momentum, adam or a function of parameters, not 'nesterov'",
+        ),
         (3, TypeError, "feedback is one of gradient, momentum, adam or a function of parameters, not 3"),
         (lambda p: None, TypeError, "feedback must return an optimizer of the parameters it is given, not None"),
         (
@@ -261,7 +275,9 @@ def test_recording_every_no_round_trip_is_refused() -> None:
 
 def test_diverged_samples_are_counted_and_keep_their_place() -> None:
     problem = conditioned(8, 1000, seeded())
-    with pytest.warns(RuntimeWarning, match=r"^CIM: 5 of 5 samples diverged \(dt 0.0025, strength 550\) and count as fail"):
+    with pytest.warns(
+        RuntimeWarning, match=r"^CIM: 5 of 5 samples diverged \(dt 0.0025, strength 550\) and count as fail"
+    ):
         found = CIM("gradient", samples=5, steps=3000).solve(problem, seeded())
     assert found.diverged.all() and found.x.shape == (5, 8) and found.x.isnan().all()
     assert found.value.isinf().all() and found.best.isinf().all() and found.history[-1].isinf().all()
@@ -292,7 +308,9 @@ def test_a_dt_that_is_too_large_is_told_before_the_run() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         machine.solve(sparse_boxqp(3, 1.0, seeded()), seeded())
-    assert str(caught[0].message).startswith("CIM: dt = 0.05 is too large for Euler's method: times the fastest rate, 153.5")
+    assert str(caught[0].message).startswith(
+        "CIM: dt = 0.05 is too large for Euler's method: times the fastest rate, 153.5"
+    )
 
 
 def test_a_variance_below_zero_is_noted() -> None:
@@ -312,3 +330,12 @@ def test_what_is_recorded() -> None:
     assert torch.equal(finer.history[[0, 9, 19, 26]], found.history) and torch.equal(finer.x, found.x)
     start = CIM("adam", samples=4, steps=1).solve(problem, seeded())
     assert start.history.shape == (0, 4) and torch.equal(start.best, start.value)
+
+
+@pytest.mark.parametrize("feedback", ["gradient", "momentum", "adam", lambda p: untuned.SGD(p, lr=1, momentum=0.9)])
+def test_a_thousand_round_trips_take_less_than_three_seconds(feedback: Any) -> None:
+    """200 samples of 100 variables on one core: a fifteenth of that on a quiet one, see benchmarks/ising.py."""
+    problem = sparse_boxqp(100, 0.5, seeded())
+    begin = time.process_time()
+    CIM(feedback, samples=200, steps=1001).solve(problem)
+    assert time.process_time() - begin < 3

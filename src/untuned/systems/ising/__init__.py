@@ -7,6 +7,7 @@ packages was used.
 """
 
 from untuned.systems.ising.baseline import multi_start
+from untuned.systems.ising.exact import active_sets, brute_force, prove
 from untuned.systems.ising.instances import (
     conditioned,
     erdos_renyi,
@@ -25,7 +26,7 @@ from untuned.systems.ising.measures import (
     success,
     time_to_target,
 )
-from untuned.systems.ising.problems import BoxQP, Ising, Problem, active_sets, brute_force, max_cut
+from untuned.systems.ising.problems import BoxQP, Ising, Problem, max_cut
 from untuned.systems.ising.solver import CIM, Samples
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "gaps",
     "max_cut",
     "multi_start",
+    "prove",
     "read_best",
     "read_boxqp",
     "read_gset",

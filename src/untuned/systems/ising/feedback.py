@@ -75,16 +75,16 @@ class Transform:
 
     The parameter is a scratch tensor, set to the amplitudes before every step, so weight decay and distances mean what
     they say. With `per_sample` every sample has an optimizer and a parameter [n] of its own, at the price of a step per
-    sample; otherwise there is one parameter [samples, n], and a rule that looks at more than one element at a time, such
-    as a norm over the model, mixes the samples: a RuntimeWarning says so. Rules that need the loss get f at the measured
-    points (the sum over the samples of a parameter), since that is what G is the gradient of. Samples that have diverged
-    have gradient 0 here and stay diverged.
+    sample; otherwise there is one parameter [samples, n], and a rule that looks at more than one element at a time,
+    such as a norm over the model, mixes the samples: a RuntimeWarning says so. Rules that need the loss get f at the
+    measured points (the sum over the samples of a parameter), since that is what G is the gradient of. Samples that
+    have diverged have gradient 0 here and stay diverged.
     """
 
     def __init__(self, factory: Factory, per_sample: bool) -> None:
         self.factory, self.per_sample = factory, per_sample
         self.params: list[torch.nn.Parameter] = []
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self.optimizers: list[Any] = []
 
     def _start(self, mu: Tensor) -> None:
         self.scratch = mu.clone()  # the parameters share its memory
@@ -92,8 +92,8 @@ class Transform:
         self.optimizers = [built(self.factory, [p]) for p in self.params]
         if not self.per_sample and len(mu) > 1 and mixes(self.factory, mu.shape[1]):
             warnings.warn(
-                f"{type(self.optimizers[0]).__name__} as feedback mixes the samples: what it does to one of them depends "
-                "on the others. With per_sample=True each has an optimizer of its own.",
+                f"{type(self.optimizers[0]).__name__} as feedback mixes the samples: what it does to one of them "
+                "depends on the others. With per_sample=True each has an optimizer of its own.",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -130,7 +130,7 @@ def mixes(factory: Factory, n: int, steps: int = 6) -> bool:
         p = torch.nn.Parameter(torch.randn(2, n, generator=same, dtype=torch.float64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            optimizer = built(factory, [p])
+            optimizer: Any = built(factory, [p])
             for _ in range(steps):
                 rows = [torch.randn(n, generator=g, dtype=torch.float64) for g in (same, other)]
                 p.grad = torch.stack([rows[0], 10 * seed * rows[1]])

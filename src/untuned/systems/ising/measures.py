@@ -52,7 +52,7 @@ def time_to_target(probability: float, single: float, certainty: float = 0.99) -
 
     `single`: the time of one run, in any unit; it is the least that is returned. Infinite for probability 0.
 
-    >>> time_to_target(0.5, single=1.0, certainty=0.75), time_to_target(1.0, single=3.0), time_to_target(0.0, single=1.0)
+    >>> time_to_target(0.5, single=1.0, certainty=0.75), time_to_target(1.0, single=3.0), time_to_target(0.0, 1.0)
     (2.0, 3.0, inf)
     """
     if not 0 <= probability <= 1 or not 0 < certainty < 1:

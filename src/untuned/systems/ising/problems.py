@@ -47,7 +47,9 @@ class BoxQP:
     def __post_init__(self) -> None:
         Q, V = _square(self.Q, f"{self.name}: Q"), _finite(self.V, f"{self.name}: V")
         if V.shape != Q.shape[:1]:
-            raise ValueError(f"{self.name}: V must have {len(Q)} entries as Q has rows, not the shape {tuple(V.shape)}.")
+            raise ValueError(
+                f"{self.name}: V must have {len(Q)} entries as Q has rows, not the shape {tuple(V.shape)}."
+            )
         object.__setattr__(self, "Q", (Q + Q.T) / 2)
         object.__setattr__(self, "V", V)
 
@@ -162,60 +164,3 @@ def max_cut(weights: Tensor, optimum_cut: float | None = None, name: str = "Max-
     if optimum_cut is None:
         return problem
     return replace(problem, optimum=-float(problem.J.sum()) / 2 - 2 * optimum_cut)
-
-
-def brute_force(problem: Ising) -> tuple[float, Tensor]:
-    """The least energy of an Ising problem of at most 20 spins, by trying all of them, and the spins that have it.
-
-    Returns the energy and all ground states, [states, n], one of each pair s, -s (that with s_n = 1). Raises ValueError
-    for more than 20 spins.
-    """
-    if problem.n > 20:
-        raise ValueError(f"{problem.name}: brute force tries 2^(n-1) states, so n is at most 20, not {problem.n}.")
-    free = torch.arange(problem.n - 1)
-    energies: list[Tensor] = []
-    chunks = torch.arange(2 ** (problem.n - 1)).split(2**15)
-    states = [_states(codes, free) for codes in chunks]
-    for s in states:
-        energies.append(problem.energy(s))
-    energy = torch.cat(energies)
-    least = energy.min()
-    tied = energy <= least + 1e-9 * (1 + least.abs())
-    return float(least), torch.cat(states)[tied]
-
-
-def _states(codes: Tensor, bits: Tensor) -> Tensor:
-    s = 2.0 * ((codes[:, None] >> bits) & 1).double() - 1
-    return torch.cat([s, s.new_ones(len(s), 1)], 1)
-
-
-def active_sets(problem: BoxQP) -> tuple[float, Tensor]:
-    """The least value of a BoxQP of at most 12 variables, and a point that has it, from all 3^n faces of the box.
-
-    On a face, some variables are 0 or 1 and the others solve 2 Q_FF x_F = -(V + 2 Q_FB x_B)_F. A minimum inside a face
-    with a singular Q_FF has its value at a smaller face too, so those systems are left out. Raises ValueError for more
-    than 12 variables.
-    """
-    if problem.n > 12:
-        raise ValueError(f"{problem.name}: this tries 3^n faces, so n is at most 12, not {problem.n}.")
-    n, Q, V = problem.n, problem.Q, problem.V
-    best, where = torch.inf, torch.zeros(n, dtype=torch.float64)
-    for code in range(2**n):
-        free = torch.tensor([bool(code >> i & 1) for i in range(n)])
-        bound = (~free).nonzero()[:, 0]
-        corners = ((torch.arange(2 ** len(bound))[:, None] >> torch.arange(len(bound))) & 1).double()
-        x = torch.zeros(len(corners), n, dtype=torch.float64)
-        x[:, bound] = corners
-        if free.any():
-            H = 2 * Q[free][:, free]
-            if float(torch.linalg.eigvalsh(H)[0]) <= 1e-10 * float(Q.abs().max()):
-                continue  # not a strict minimum within the face
-            right = -(V[free] + 2 * corners @ Q[bound][:, free])
-            x[:, free] = torch.linalg.solve(H, right.T).T
-            x = x[((x >= 0) & (x <= 1)).all(1)]
-        if len(x):
-            values = problem.value(x)
-            at = int(values.argmin())
-            if float(values[at]) < best:
-                best, where = float(values[at]), x[at]
-    return best, where

@@ -139,8 +139,8 @@ class CIM:
             found = self._run(problem, feedback_of(self.feedback, self.per_sample), generator, every)
         if lost := int(found.diverged.sum()):
             warnings.warn(
-                f"CIM: {lost} of {self.samples} samples diverged (dt {self.dt:g}, strength {self.strength:g}) and count "
-                "as failures; a smaller dt or strength may help.",
+                f"CIM: {lost} of {self.samples} samples diverged (dt {self.dt:g}, strength {self.strength:g}) and "
+                "count as failures; a smaller dt or strength may help.",
                 RuntimeWarning,
                 stacklevel=2,
             )
