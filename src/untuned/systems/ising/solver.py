@@ -158,7 +158,9 @@ class CIM:
         def loss() -> Tensor:  # f at the measured points x, as G = (2 Q x + V) / (2 s) gives it
             return ((G + V) * x).sum(-1) * s + box.constant
 
-        rounds, history = list[int](), list[Tensor]()
+        rounds = sorted({t for t in (1, *range(every, T, every), T - 1) if 0 < t < T})
+        places = {t: i for i, t in enumerate(rounds)}
+        history = torch.full((len(rounds), self.samples), math.inf, dtype=torch.float64)
         negative = torch.zeros(self.samples, dtype=torch.bool)
         for t in range(1, T):
             j, p = self.measurement_at(t / T), self.pump_at(t / T)
@@ -180,10 +182,11 @@ class CIM:
             Z.addcmul_(mu, squared, value=-g2 * dt).add_(mu, alpha=gain)
             feedback.push(mu, G, dt * self.strength, loss)
             mu.add_(Z)
-            if t == 1 or t % every == 0 or t == T - 1:
-                rounds.append(t)
-                history.append(box.value(self._answer(problem, mu)))
+            if t in places:
+                history[places[t]] = box.value(self._answer(problem, mu))
                 negative |= (sigma < 0).any(1).cpu()
+                if not bool(mu.isfinite().all(1).any()):
+                    break  # none comes back
         return self._samples(problem, mu, sigma, rounds, history, negative)
 
     def _answer(self, problem: Problem, mu: Tensor) -> Tensor:
@@ -196,14 +199,13 @@ class CIM:
         mu: Tensor,
         sigma: Tensor,
         rounds: list[int],
-        history: list[Tensor],
+        history: Tensor,
         negative: Tensor,
     ) -> Samples:
         mu, sigma = mu.cpu(), sigma.cpu()
         diverged = ~(mu.isfinite().all(1) & sigma.isfinite().all(1))
         x = self._answer(problem, mu).masked_fill(diverged[:, None], math.nan)
         value = problem.box().value(x)
-        values = torch.stack(history) if history else value.new_empty(0, self.samples)
-        best = value if not history else values.min(0).values.masked_fill(diverged, math.inf)
+        best = history.min(0).values.masked_fill(diverged, math.inf) if rounds else value
         kept = torch.tensor(rounds, dtype=torch.int64)
-        return Samples(problem, x, value, best, kept, values, diverged, negative, mu, sigma)
+        return Samples(problem, x, value, best, kept, history, diverged, negative, mu, sigma)
