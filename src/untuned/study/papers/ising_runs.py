@@ -169,7 +169,7 @@ def conditioning(*, kappa: int, method: str, seed: int) -> list[Row]:
 
 
 def spins(*, graph: str, n: int, seed: int) -> list[Row]:
-    """Every method on a spin glass or on Max-Cut, with couplings of 12.5: Q then has entries of 25, the largest of SPAR."""
+    """Every method on a spin glass or on Max-Cut, couplings 12.5: Q has entries of 25 then, SPAR's largest."""
     made = sherrington_kirkpatrick(n, _seeded(seed)) if graph == "SK" else erdos_renyi(n, 0.5, _seeded(seed))
     problem = Ising(12.5 * made.J)
     least = brute_force(problem)[0] if n <= 20 else _least(problem)[0]
