@@ -142,7 +142,8 @@ def _optima(found: Sequence[Row], raced: Sequence[Row]) -> str:
         f"{better} of {len(by(raced, 'n', 'density', 'seed'))} instances were improved on by a method. "
         "success: mean share of samples, with the 95 % interval over instances, and the least of an instance; gap "
         "spread and distance: of final samples (those of many starts are the best of their restarts, so not "
-        "comparable); fraction: geometric mean of round trips to those of the plain feedback, over percentiles and instances."
+        "comparable); fraction: geometric mean of round trips to those of the plain feedback, over percentiles and "
+        "instances."
     )
 
 
