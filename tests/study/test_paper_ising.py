@@ -69,10 +69,10 @@ def test_optima_of_small_instances_are_proven() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, list[Row]]:
-    """All rows of two seeds, at 300 round trips."""
+    """All rows of two seeds, at 120 round trips."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(ising_runs.FOLDER, raising=False)
-        patch.setattr(ising_runs, "STEPS", 300)
+        patch.setattr(ising_runs, "STEPS", 120)
         patch.setattr(ising_runs, "SAMPLES", 6)
         patch.setattr(ising_runs, "REFERENCE", (8, 100))
         rows: dict[str, list[Row]] = {

@@ -243,14 +243,14 @@ round trip (every tenth) is at most 0.1 %. Roundtrip fraction: for a percentile 
 round trips until the larger of the two final values, those of a method over those of the plain feedback; 5th, 10th,
 25th and 50th percentile. Intervals: 95 % bootstrap over instances, or over trials of the conditioning test.
 
-Rules, written before the runs. More diverse: for both, the standard deviation of final gaps is larger by at least 0.001
-and the mean distance of two samples, over sqrt(n), by at least 0.02. About double: between 1.5 and 3 times. About twice
-as fast: the geometric mean of fractions lies between 1/3 and 2/3. Many below 0.1: at least a tenth of them, the
-interval being over instances. Succeed where plain does not: on every such instance. Stable: at kappa 1000 and
-strengths from 326 on at least 95 % of the samples of plain and momentum feedback diverge; of Adam's at most 5 % over
-all kappa and strengths, and at each kappa at least half succeed, on average over strengths from 326 on. Momentum
-diverges more: by at least 0.01. More successes than many starts: by at least 0.01. An interval has to lie within. Runs with seed 7, and the conditioning test with trials
-0 and 1, had been looked at when these rules were written.
+Rules, written before the runs. More diverse: for both, the standard deviation of final gaps is larger by at least
+0.001 and the mean distance of two samples, over sqrt(n), by at least 0.02. About double: between 1.5 and 3 times.
+About twice as fast: the geometric mean of fractions lies between 1/3 and 2/3. Many below 0.1: at least a tenth of
+them, the interval being over instances. Succeed where plain does not: on every such instance. Stable: at kappa 1000
+and strengths from 326 on at least 95 % of the samples of plain and momentum feedback diverge; of Adam's at most 5 %
+over all kappa and strengths, and at each kappa at least half succeed, on average over strengths from 326 on. Momentum
+diverges more: by at least 0.01. More successes than many starts: by at least 0.01. An interval has to lie within.
+Runs with seed 7, and the conditioning test with trials 0 and 1, had been looked at when these rules were written.
 """,
     jobs=jobs,
     claims=claims,
