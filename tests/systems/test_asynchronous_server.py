@@ -175,14 +175,14 @@ def test_a_scheduler_steps_with_the_optimizer() -> None:
 
 
 def test_steps_at_lr_0_and_before_the_server_do_not_shift_the_delays() -> None:
-    """The optimizer counts neither the former nor, of course, the latter from the server's 0."""
+    """A delay is that of the server's count, whatever the optimizer's is: here 0, 0, 0 and 4, from step 7 to 3."""
     optimizer = untuned.OrMo(parameters(), 0.1, num_workers=3)
     for _ in range(4):
         for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
         optimizer.step()
     workers = Workers(Server(optimizer, 3))
-    for worker, lr, lag in ((0, 0.1, 0), (0, 0.0, 0), (0, 0.1, 0), (0, 0.1, 0), (1, 0.1, 1)):
+    for worker, lr, lag in ((0, 0.1, 0), (0, 0.0, 0), (0, 0.1, 0), (0, 0.1, 0), (1, 0.1, 2)):
         optimizer.param_groups[0]["lr"] = lr
         workers.send(worker)
         assert lr == 0.0 or optimizer.metrics()["lag"] == lag
