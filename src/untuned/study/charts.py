@@ -266,7 +266,8 @@ def png(
             ax.remove()
         lines = [Line2D([], [], color=s.color, marker=s.marker, ls=s.dash, label=s.label) for s in key.values()]
         place = {"loc": "outside lower center", "ncols": min(len(lines), 3 * columns), "frameon": False}
-        figure.legend(handles=lines, handlelength=4, title=note, title_fontsize=8.5, **place)
+        if lines:
+            figure.legend(handles=lines, handlelength=4, title=note, title_fontsize=8.5, **place)
         figure.savefig(path, format="png", dpi=140)
 
 
