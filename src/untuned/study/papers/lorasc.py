@@ -90,8 +90,8 @@ def _claim(says: str, published: str, what: str, values: Floats, high: float = 0
 
 
 def _mean(values: Floats) -> str:
-    if not np.isfinite(values).all():
-        return "a run diverged"
+    if not len(values) or not np.isfinite(values).all():
+        return "a run diverged" if len(values) else "no runs"
     bounds = interval(values)
     return f"{values.mean():.3f}" + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
 

@@ -58,7 +58,7 @@ SETTINGS = {
     "teacher": Setting("Regression to a teacher", 2, 6, (3e-3, 1e-2, 3e-2), "loss", "step"),
     "text": Setting("MiniLM on paragraphs", 1, 4, (3e-3, 1e-2, 3e-2), "val_loss", "epoch"),
 }
-GRID = tuple(m * 10.0**e for e in range(-5, 1) for m in (1.0, 3.0))
+GRID = tuple(float(f"{m}e{e}") for e in range(-5, 1) for m in (1, 3))
 STRENGTHS = (0.0, 0.3, 1.0)  # of the noise, beside that of the arm
 TUNING = (1000, 1001)  # seeds that choose the lr and are not used for anything else
 
