@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from untuned.diagnostics.inner import innermost
 from untuned.diagnostics.noise_scale import beta_of, noise_parts, noise_scale
-from untuned.wrappers.weights import innermost
 
 DAMPENED = {"sgd": False, "shb": False, "nshb": True}
 

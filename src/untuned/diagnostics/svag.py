@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from untuned.wrappers.weights import innermost
+from untuned.diagnostics.inner import innermost
 
 T = TypeVar("T")
 
