@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from untuned.diagnostics.trajectory_measures import ALL, By, grouping
 from untuned.wrappers.weights import is_sharded, kind_of, local
 
-CHUNK = 1 << 20  # elements that are taken to float64 at once
+BLOCK = 1 << 10  # elements whose squares are added up in the dtype of the vectors
+PIECE = BLOCK << 12  # elements of which products are in memory at once
 
 
 def parameters_of(target: Any, title: str) -> dict[str, Tensor]:
@@ -40,23 +41,22 @@ def parameters_of(target: Any, title: str) -> dict[str, Tensor]:
 
 
 def square(x: Tensor) -> Tensor:
-    """|x|^2, summed in float64."""
-    return product(x, x)
+    """|x|^2 of a vector of whole blocks, which are summed in their dtype; the blocks are added up in float64."""
+    return torch.linalg.vector_norm(x.view(-1, BLOCK), dim=1).double().square().sum()
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> of two vectors; the products are rounded in their dtype and summed in float64."""
-    if x.numel() <= CHUNK:
-        return (x * y).sum(dtype=torch.float64)
-    parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True)]
-    return torch.stack(parts).sum()
+    """<x, y> of two vectors of whole blocks, summed as in `square`."""
+    parts = [(a * b).view(-1, BLOCK).sum(1) for a, b in zip(x.split(PIECE), y.split(PIECE), strict=True)]
+    return torch.cat(parts).sum(dtype=torch.float64)
 
 
 class Segment:
     """Parameters of one group on one device as one vector; of sharded parameters, this rank's part of it.
 
-    Five vectors of its length are kept: `start` (theta_0), `point` (the last one), `update` (that led to it), `spare`
-    and `sum` (of the unit vectors of the whole model), and `group_sum` where there are groups.
+    Five vectors, with zeros at the end up to a whole block, are kept: `start` (theta_0), `point` (the last one),
+    `update` (that led to it), `spare` and `sum` (of the unit vectors of the whole model), and `group_sum` where there
+    are groups.
     """
 
     def __init__(self, group: str, mesh: Any, device: torch.device) -> None:
@@ -69,7 +69,8 @@ class Segment:
         counted = [local(p.detach()) for p in self._counted()]
         wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters)
         size = sum(p.numel() * (2 if p.is_complex() else 1) for p in counted)
-        self.start = torch.zeros(size, dtype=torch.float64 if wide else torch.float32, device=self.device)
+        self.size, whole = size, -(-size // BLOCK) * BLOCK
+        self.start = torch.zeros(whole, dtype=torch.float64 if wide else torch.float32, device=self.device)
         self.point, self.update, self.spare, self.sum = (torch.zeros_like(self.start) for _ in range(4))
         self.group_sum = torch.zeros_like(self.start) if grouped else None
         self.start.copy_(self.read())

@@ -45,10 +45,11 @@ class TrajectoryRecorder:
     being dropped when there are more. `seed` chooses the signs.
 
     Memory: 5 copies of the parameters in float32 (float64 for float64), 6 with `groups`, and a few numbers per recorded
-    point. Differences are taken before any cast; norms and inner products are summed in float64. A point that is not
+    point. Differences are taken before any cast; norms and inner products are added up in float64. A point that is not
     finite is not recorded, but counted in `left_out`. Of sharded parameters (FSDP2, DTensor) each rank keeps its part,
     and all ranks must record, and ask for the summary, together; a checkpoint belongs to its rank. Recording draws no
-    random numbers and changes nothing of the run.
+    random numbers and changes nothing of the run. With every=20 it adds less than 5 % to a step of even a small network
+    (benchmarks/recorder.py).
 
     Raises TypeError or ValueError in one sentence for a target without parameters that have values.
 
@@ -72,7 +73,7 @@ class TrajectoryRecorder:
         self,
         target: nn.Module | Iterable[tuple[str, Tensor]],
         *,
-        every: int = 10,
+        every: int = 20,
         center: str = "origin",
         groups: By = None,
         sketch: int = 0,
@@ -209,7 +210,7 @@ class TrajectoryRecorder:
     def _identity(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to go on."""
         sketch = None if self._sketch is None else [self._sketch.size, self._sketch.most, self._sketch.seed]
-        layout = [[s.group, s.names, s.start.numel(), str(s.start.dtype)] for s in self._segments]
+        layout = [[s.group, s.names, s.size, str(s.start.dtype)] for s in self._segments]
         return {"every": self.every, "center": self.center, "sketch": sketch, "layout": layout}
 
     def state_dict(self) -> dict[str, Any]:
