@@ -182,7 +182,6 @@ def test_a_mended_task_goes_on_and_a_study_grows(run: Untuned, monkeypatch: pyte
         (["study", "saddle", "--out", "occupied/notes.txt/new"], "notes.txt is no folder; choose another --out"),
         (["study", "refined", "--out", "occupied/notes.txt"], "untuned: occupied/notes.txt is no folder; choose"),
         (["study", "refined", "--out", "occupied/notes.txt/new"], "notes.txt is no folder; choose another --out"),
-        (["study", "saddle"], "Missing option '--out'"),
         (["study", "saddle", "--out", "new", "--seeds", "1"], "--seeds"),
         (["replay", "prodigy-mnist"], "No such command 'prodigy-mnist'"),
         (

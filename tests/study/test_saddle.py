@@ -1,6 +1,5 @@
 """The study of saddles: its problems, what the monitor computes, and the finding."""
 
-import csv
 import itertools
 import math
 from dataclasses import replace
@@ -11,11 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from untuned.study import saddle_report
-from untuned.study.saddle import BETAS, SETTINGS, Outcome, flagged, run, study
-from untuned.study.saddle_monitor import SaddleMonitor
-from untuned.study.saddle_problems import PhaseRetrieval, Problem, Saddle, growth
-from untuned.study.saddle_report import predicted, scaled_means
+from untuned.diagnostics import SaddleMonitor
+from untuned.study.papers import pages
+from untuned.study.papers.rows import Record, read_csv, write_csv
+from untuned.study.papers.saddle import STUDY
+from untuned.study.papers.saddle_problems import PhaseRetrieval, Problem, Saddle, growth
+from untuned.study.papers.saddle_runs import (
+    BETAS,
+    SETTINGS,
+    Outcome,
+    flagged,
+    outcomes_of,
+    points_of,
+    predicted,
+    run,
+    scaled_means,
+)
 
 PROBLEMS = pytest.mark.parametrize("build", [Saddle, PhaseRetrieval])
 
@@ -239,24 +249,34 @@ def test_phase_retrieval_flags_the_beta_that_is_too_large() -> None:
     assert all(o.measured > 20 for o in found)
 
 
-def test_a_page_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("untuned.study.saddle.BETAS", (0.0, 0.9))
+def test_rows_give_back_the_runs_and_the_page_has_both_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("untuned.study.papers.saddle.BETAS", (0.0, 0.9))
     monkeypatch.setitem(SETTINGS, "saddle", replace(SETTINGS["saddle"], eta=0.05))
-    parts = list(study(tmp_path / "new" / "folder", seeds=2))
-    outcomes, points = ([row for part in parts for row in part[i]] for i in (0, 1))
+    jobs = STUDY.jobs(2, {})
+    assert [job.arguments for job in jobs[:4]] == [
+        {"problem": problem, "beta": beta, "seeds": 2} for problem in ("saddle", "phase") for beta in (0.0, 0.9)
+    ]
+    records = [
+        Record(job.function.__name__, job.arguments, job.function(**job.arguments), 1.0, "2026-01-01", "here", "2.13.0")
+        for job in jobs
+    ]
+    write_csv(STUDY, tmp_path, records)
+    rows = read_csv(STUDY, tmp_path)
+    outcomes, points = outcomes_of(rows), points_of(rows)
     assert [(o.problem, o.beta, o.seed) for o in outcomes] == list(
         itertools.product(("saddle", "phase"), (0.0, 0.9), (0, 1))
     )
-    with (tmp_path / "new" / "folder" / "saddle.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["steps"]) for row in rows] == pytest.approx([o.steps for o in outcomes], nan_ok=True)
-    page = saddle_report.write(tmp_path, outcomes, points)
-    text = page.read_text()
-    for words in ("## Saddle in the plane", "## Phase retrieval", "| 0.9 | ", "largest beta to use: 0.", "2 seeds"):
+    assert (outcomes[2:4], [p for p in points if p.problem == "saddle" and p.beta == 0.9]) == run(
+        "saddle", 0.9, range(2)
+    )
+    pages.write(STUDY, tmp_path)
+    text = (tmp_path / "saddle.md").read_text()
+    for words in ("## Saddle in the plane", "## Phase retrieval", "| 0.9 | ", "largest beta to use: 0.", "n = 2 seeds"):
         assert words in text
     with Image.open(tmp_path / "saddle.png") as picture:
         assert min(picture.size) > 800
-    assert run("saddle", 0.9, range(2))[0] == outcomes[2:4]  # deterministic
 
 
 def test_runs_that_do_not_arrive_are_counted(tmp_path: Path) -> None:

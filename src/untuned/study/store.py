@@ -167,7 +167,7 @@ class Store:
                     **({f"mended {run.task}": mended} if mended else {}),
                 }
             ),
-            "machine": json.dumps({"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}),
+            "machine": json.dumps({"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()}),
         }
         with self._writable as ledger:
             ledger.execute(
@@ -254,7 +254,7 @@ def _columns(ledger: sqlite3.Connection) -> set[str]:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, its architecture where the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -2,31 +2,55 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from untuned.study.papers import SUMMARIES
+
+if TYPE_CHECKING:
+    from untuned.study.papers.rows import Record
 
 study = typer.Typer(help="Studies of single findings, with a page and a picture.", no_args_is_help=True)
 
 
-@study.command("saddle")
-def study_saddle(
-    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier study in it is written over.")],
-    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds; they run side by side.")] = 6,
-) -> None:
-    """How fast momentum leaves saddles, and when it is too much: arXiv 2106.02985. 20 seconds on one core.
+def _paper(name: str, summary: str) -> None:
+    """Add the command of one study in `untuned.study.papers`."""
 
-    Writes saddle.csv and paths.csv as it goes, then saddle.md and saddle.png.
-    """
-    from untuned.study import saddle, saddle_report
+    @study.command(name, help=f"{summary} Goes on where it was stopped; at most 5 minutes on two cores.")
+    def command(
+        out: Annotated[Path | None, typer.Option(help="Folder of the results; studies/NAME if not given.")] = None,
+        seeds: Annotated[
+            int | None, typer.Option(min=2, help="Number of seeds; by default those that the committed page has.")
+        ] = None,
+        workers: Annotated[
+            int | None, typer.Option(min=1, help="Worker processes of one thread each; by default one per core.")
+        ] = None,
+    ) -> None:
+        from untuned.study.papers import load, pages, rows, run
 
-    _check_folder(out)
-    outcomes, points = [], []
-    for found, path in saddle.study(out, seeds):
-        outcomes, points = outcomes + found, points + path
-        mean = saddle_report.scaled_means(found)[found[0].beta]
-        print(f"{found[0].problem} beta {found[0].beta:g}: {mean:.0f} steps / (1 - beta)", flush=True)
-    print(f"report: {saddle_report.write(out, outcomes, points)}")
+        paper, folder = load(name), out or Path("studies") / name
+        count = workers or os.cpu_count() or 1
+        try:
+            records = run.run(paper, folder, seeds or paper.seeds, count, _said)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        rows.write_csv(paper, folder, records)
+        page = pages.write(paper, folder)
+        for claim in paper.claims(found := rows.read_csv(paper, folder)):
+            print(f"- {claim.says}\n  published: {claim.published}\n  here: {claim.here}\n  {claim.verdict}")
+        print(pages.headline(paper.claims(found)))
+        print(f"report: {page}")
+
+
+def _said(record: "Record", done: int, of: int) -> None:
+    arguments = ", ".join(f"{name} {value}" for name, value in record.arguments.items())
+    print(f"[{done}/{of}] {record.function}: {arguments} ({record.seconds:.1f} s)", flush=True)
+
+
+for _name, _summary in SUMMARIES.items():
+    _paper(_name, _summary)
 
 
 @study.command("refined")

@@ -1,4 +1,4 @@
-"""How fast momentum leaves a saddle: arXiv 2106.02985, the four properties it needs, measured, and the study.
+"""Runs of momentum that leave a saddle, after arXiv 2106.02985, with the four properties it needs measured along them.
 
 m_t = beta m_{t-1} + g_t, w_{t+1} = w_t - eta m_t. The paper: escape is faster by the factor 1 - beta as long as the
 properties hold, and beta cannot be arbitrarily close to 1. It has no formula for the best beta: take the largest beta
@@ -7,19 +7,20 @@ whose APAG ratio stays above -1/2.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import untuned
-from untuned.study.saddle_monitor import Ratios, SaddleMonitor
-from untuned.study.saddle_problems import PhaseRetrieval, Problem, Saddle
+from untuned.diagnostics import Ratios, SaddleMonitor
+from untuned.study.papers.frame import Rows
+from untuned.study.papers.saddle_problems import PhaseRetrieval, Problem, Saddle, growth
+from untuned.study.stats import Floats
 
 BETAS = (0.0, 0.3, 0.5, 0.7, 0.9)
 LIMIT = -0.5  # of the APAG ratio
@@ -81,7 +82,7 @@ class Point:
 def run(name: str, beta: float, seeds: Sequence[int], batch: int | None = 1) -> tuple[list[Outcome], list[Point]]:
     """All seeds side by side with `untuned.SGD`, `batch` samples a step or exact gradients (None).
 
-    The ratios are measured every 25 (1 - beta) steps.
+    The ratios are measured every 25 (1 - beta) steps, and every fourth time is a point.
     """
     setting = SETTINGS[name]
     every = max(1, round(25 * (1 - beta)))
@@ -98,9 +99,9 @@ def run(name: str, beta: float, seeds: Sequence[int], batch: int | None = 1) -> 
         steps[problem.arrived(w) & steps.isnan()] = t
         diverged |= w.norm(dim=-1) > 100 * size
         going = steps.isnan() & ~diverged
-        if t % every == 0 or not going.any():
+        if t % (4 * every) == 0 or not going.any():
             points += [
-                Point(name, beta, seed, t, *map(float, xy))
+                Point(name, beta, seed, t, *(round(float(v), 6) for v in xy))
                 for seed, xy, stays in zip(seeds, problem.shown(w), diverged, strict=True)
                 if not stays
             ]
@@ -157,20 +158,33 @@ def flagged(outcomes: Sequence[Outcome]) -> list[float]:
     return [beta for beta, share in zip(betas, shares, strict=True) if sum(share) / len(share) < ENOUGH]
 
 
-def study(folder: Path, seeds: int = 6) -> Iterator[tuple[list[Outcome], list[Point]]]:
-    """Run both problems with every beta; yields what `run` found for one beta when it stands in the folder's CSV files.
+def outcomes_of(rows: Rows) -> list[Outcome]:
+    """The rows of `escape` as they were."""
+    return [Outcome(**{one.name: row[one.name] for one in fields(Outcome)}) for row in rows["escape"]]  # pyright: ignore[reportArgumentType]
 
-    The numbers depend on nothing but the seeds: a second run writes the same files again.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "saddle.csv").open("w", newline="") as runs, (folder / "paths.csv").open("w", newline="") as paths:
-        writers = [csv.DictWriter(f, [c.name for c in fields(kind)]) for f, kind in ((runs, Outcome), (paths, Point))]
-        for writer in writers:
-            writer.writeheader()
-        for name in SETTINGS:
-            for beta in BETAS:
-                for writer, rows in zip(writers, found := run(name, beta, range(seeds)), strict=True):
-                    writer.writerows(asdict(row) for row in rows)
-                runs.flush()
-                paths.flush()
-                yield found
+
+def points_of(rows: Rows) -> list[Point]:
+    """The rows of `paths` as they were."""
+    return [Point(**{one.name: row[one.name] for one in fields(Point)}) for row in rows["paths"]]  # pyright: ignore[reportArgumentType]
+
+
+def scaled_means(outcomes: Sequence[Outcome]) -> dict[float, float]:
+    """Mean steps over 1 - beta of the runs that arrived, by beta; NaN where none did."""
+    betas = sorted({o.beta for o in outcomes})
+    found = {beta: [o.scaled for o in outcomes if o.beta == beta and not math.isnan(o.steps)] for beta in betas}
+    return {beta: sum(scaled) / len(scaled) if scaled else math.nan for beta, scaled in found.items()}
+
+
+def predicted(beta: float, at_zero: float) -> float:
+    """Steps over 1 - beta that the growth per step, log(1 + `growth`), and the first beta / (1 - beta) steps, in which
+    momentum builds up, make of `at_zero` steps without momentum."""
+    eta, curvature = SETTINGS["saddle"].eta, 0.1
+    steps = at_zero * math.log1p(growth(0.0, eta, curvature)) / math.log1p(growth(beta, eta, curvature))
+    return (steps + beta / (1 - beta)) / (1 - beta)
+
+
+def ratios(outcomes: Sequence[Outcome], beta: float) -> Floats:
+    """Steps / (1 - beta) over those of the same seed without momentum, of the seeds that arrived with both."""
+    start = {o.seed: o.scaled for o in outcomes if o.beta == 0}
+    found = np.array([o.scaled / start[o.seed] for o in outcomes if o.beta == beta])
+    return found[~np.isnan(found)]
