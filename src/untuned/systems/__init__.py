@@ -1,1 +1,1 @@
-"""Systems of the field that are not optimizers, each in a room of its own: what runs around or beside an optimizer."""
+"""Whole systems of training and search around optimizers: `asynchronous`, `lorasc` and `ising`, imported by name."""
