@@ -123,7 +123,15 @@ def raced(**by_method: dict[str, float]) -> list[Row]:
 
 def conditioned(success: dict[str, float], lost: dict[str, float]) -> list[Row]:
     return [
-        {"kappa": k, "method": m, "seed": s, "strength": strength, "diverged": d, "success": 0.0 if d else success[m]}
+        {
+            "kappa": k,
+            "method": m,
+            "seed": s,
+            "strength": strength,
+            "diverged": d,
+            "proven": True,
+            "success": 0.0 if d else success[m],
+        }
         for k in KAPPAS
         for m in FEEDBACKS
         for s in range(3)
