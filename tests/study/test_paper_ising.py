@@ -10,6 +10,7 @@ from untuned.study.papers import ising_runs
 from untuned.study.papers.frame import Job, Row
 from untuned.study.papers.ising import STUDY
 from untuned.study.papers.ising_runs import CELLS, FEEDBACKS, KAPPAS, METHODS, STRENGTHS
+from untuned.study.papers.rows import numbers
 
 BOXQP = "2\n3 -1\n2 -4\n-4 6\n"  # largest value 4, at (1, 0)
 
@@ -56,7 +57,7 @@ def test_the_instances_of_the_paper_are_added_if_their_folder_is_named(
     assert job.arguments == {"instance": "spar002-100-1"}
     rows = job.function(**job.arguments)
     assert [row["method"] for row in rows] == list(METHODS)
-    assert rows[-1]["success"] == 1 and all(row["least_gap"] > -1e-9 for row in rows)  # so 4 is the maximum
+    assert rows[-1]["success"] == 1 and min(numbers(rows, "least_gap")) > -1e-9  # so 4 is the maximum
 
 
 def test_optima_of_small_instances_are_proven() -> None:
