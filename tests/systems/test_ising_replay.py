@@ -52,6 +52,15 @@ def test_momentum_and_adam_end_at_several_points(feedback: str) -> None:
     assert {0.0, 0.0216} <= set(modes) and 0.1 < success(found) < 0.9 and diversity(found).gap_spread > 0.01
 
 
+def test_the_plain_feedback_finds_no_success_on_17_of_the_99_instances() -> None:
+    """Two or three minutes on a quiet core; how many succeed of 128 samples may differ in a case on the edge."""
+    instance("spar020-100-1")
+    names = read_best(Path(os.environ["UNTUNED_BOXQP"]) / "README.txt")
+    assert len(names) == 99
+    lost = [name for name in names if success(CIM("gradient").solve(instance(name))) == 0]
+    assert 16 <= len(lost) <= 18 and "spar080-050-3" in lost
+
+
 @pytest.mark.parametrize(("name", "gap"), [("spar040-040-3", 0.0), ("spar080-050-3", 0.003275)])
 def test_the_damped_momentum_of_the_equation_ends_where_the_plain_feedback_does(name: str, gap: float) -> None:
     """Equation (1) has (1 - theta) G, a tenth of the strength; the published behaviour is that of the other form."""

@@ -205,18 +205,23 @@ def _published_claims(found: Sequence[Row]) -> list[Claim]:
             )
     if len(names) == ALL:
         none = {m: sum(v == 0 for v in where(found, "success", method=m)) for m in METHODS}
-        listed.append(
+        counts = ", ".join(f"{m} {count}" for m, count in none.items()) + f", with {SAMPLES} samples"
+        plain, others = none["gradient"], none["momentum"] + none["adam"]
+        listed += [
             Claim(
-                f"On its {ALL} instances the plain feedback finds no success on 17, momentum and Adam on none",
-                "17, 0, 0, with 1,024 samples",
-                ", ".join(f"{m} {count}" for m, count in none.items()) + f", with {SAMPLES} samples",
-                told((none["gradient"], none["gradient"]), 12, 22) if not none["momentum"] + none["adam"] else _NOT,
-            )
-        )
+                f"On 17 of its {ALL} instances the plain feedback finds no success",
+                "17, with 1,024 samples",
+                counts,
+                told((plain, plain), 15, 19),
+            ),
+            Claim(  # one success in 1,024 samples may be missed by fewer
+                f"On none of its {ALL} instances momentum or Adam find no success",
+                "0 and 0, with 1,024 samples",
+                counts,
+                "holds here" if others == 0 else "cannot be told at this scale" if others < 5 else "does not hold here",
+            ),
+        ]
     return listed
-
-
-_NOT: ClaimVerdict = "does not hold here"
 
 
 STUDY = PaperStudy(
