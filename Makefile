@@ -4,12 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-distributed test-parity test-integrations test-processors replay check format clean
+PAPERS = ormo lorasc hallmarks ising marginal-value smoothing saddle
+
+.PHONY: demo studies test test-slow test-distributed test-parity test-integrations test-processors replay check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/untuned compare --out demo
 	$(BIN)/untuned regret --suite demo --out demo/regret
 	@echo "The reports are demo/report.html and demo/regret/regret.html"
+
+# Needs the extra peft and, for lorasc, the data that `untuned data fetch minilm` brings; README's set-up has the rest.
+studies: $(VENV)/installed
+	for name in $(PAPERS); do $(BIN)/untuned study $$name || exit; done
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "untuned"
 ENGINE = ("parts", "recipe", "memory", "kernels", "run", "optimizer")  # each may import itself and those before it
 NEEDED = ("directions", "step_sizes", "iterates")
 MATHEMATICS = (*NEEDED, "weight_decay", "weight_decays", "gradients", "around")  # may import `parts` and each other
+STUDIED = ("systems", "diagnostics")  # may import optimizers and wrappers, not each other or their studies
 LONGEST = 350
 
 Graph = dict[str, dict[str, int]]  # module -> what it imports, and in which line first
@@ -108,6 +109,8 @@ def upward(package: Path) -> list[str]:
             allowed = {"parts", "optimizer", "optimizers", *MATHEMATICS}
         elif room == "wrappers":
             allowed = {"wrappers"}
+        elif room in STUDIED:
+            allowed = {room, "optimizers", "optimizer", "wrappers", *leaves}
         else:
             continue
         found += [
@@ -225,11 +228,13 @@ def test_two_circles_that_share_a_module_are_both_told(tmp_path: Path) -> None:
         ("optimizers__compose", "run.step"),
         ("optimizers__compose", "registry"),
         ("wrappers__around", "optimizer"),
+        ("systems__server", "study"),
+        ("diagnostics__noise", "systems"),
     ],
 )
 def test_an_import_upward_is_refused(tmp_path: Path, module: str, target: str) -> None:
     files = {f"{room}___init__": "" for room in ("parts", "recipe", "kernels", "optimizer", "optimizers")}
-    files |= {f"{room}___init__": "" for room in ("study", "testing", "integrations")}
+    files |= {f"{room}___init__": "" for room in ("study", "testing", "integrations", "systems")}
     files |= {"memory__slots": "", "run__step": "", "directions__adam": "", "disk_cache": "import os"}
     package = made(tmp_path, **files, registry="import shop.optimizers")
     path = package / (module.replace("__", "/") + ".py")

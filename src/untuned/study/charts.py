@@ -253,15 +253,16 @@ def png(
     width: float = 6.2,
     height: float = 4.3,
 ) -> None:
-    """Panels (title, drawing) of `width` x `height` inches side by side, at most three in a row, above one legend."""
-    columns = min(3, len(panels))
+    """Panels (title, drawing) of `width` x `height` inches side by side, two or three in a row, above one legend."""
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(width * columns, height * rows + 0.7), facecolor="white", layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, (title, draw) in zip(axes, panels, strict=False):
             draw(ax)
-            ax.set_title("\n".join(textwrap.wrap(title, 52)), fontsize=10.5, loc="left", weight="bold")
+            kept = title.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+            ax.set_title("\n".join(textwrap.wrap(kept, 52)), fontsize=10.5, loc="left", weight="bold")
         for ax in axes[len(panels) :]:
             ax.remove()
         lines = [Line2D([], [], color=s.color, marker=s.marker, ls=s.dash, label=s.label) for s in key.values()]

@@ -1,1 +1,1 @@
-"""Systems around training that are no optimizers; each has a room of its own."""
+"""Whole systems of training and search around optimizers: `asynchronous`, `lorasc` and `ising`, imported by name."""
