@@ -84,28 +84,28 @@ def test_the_parabola_side_by_side_is_the_parabola_at_its_learning_rate(
 ) -> None:
     """Gradients times lr at lr 1 are gradients at that lr, and what diverges leaves the others alone."""
     monkeypatch.setattr(ormo_runs, "GRADIENTS", 150)
-    monkeypatch.setattr(ormo_runs, "LRS", (0.01, 0.05, 5.0))
+    monkeypatch.setattr(ormo_runs, "LRS", (0.001, 0.005, 5.0))
     together = ormo_runs.toy(method=method, workers=8, slow=True, seed=3)
     served = ormo_runs.served
 
     def at_its_lr(method: str, params: Any, workers: int, lr: float, steps: int) -> Any:
-        server = served(method, params, workers, 0.05 * lr, steps)
+        server = served(method, params, workers, 0.005 * lr, steps)
         apply = server.apply
 
         def undone(messages: Any) -> None:
             for message in messages:
-                message.gradient.div_(0.05)
+                message.gradient.div_(0.005)
             apply(messages)
 
         server.apply = undone
         return server
 
-    monkeypatch.setattr(ormo_runs, "LRS", (0.05,))
+    monkeypatch.setattr(ormo_runs, "LRS", (0.005,))
     monkeypatch.setattr(ormo_runs, "served", at_its_lr)
     [alone] = ormo_runs.toy(method=method, workers=8, slow=True, seed=3)
     assert [row["loss"] is None for row in together] == [False, False, True]
     assert together[1]["loss"] == pytest.approx(alone["loss"], rel=1e-9)
-    assert float(str(together[1]["loss"])) < 0.8 * ormo_runs.START
+    assert float(str(together[1]["loss"])) < 0.9 * ormo_runs.START
     assert (float(str(together[0]["seconds"])) > 100) == (method == "ssgdm")  # rounds wait for the slow
     assert together[0]["largest_delay"] == alone["largest_delay"]
 
