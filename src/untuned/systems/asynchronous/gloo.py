@@ -102,10 +102,11 @@ def _workers(server: Server, work: Callable[[int], Compute], timeout: float) -> 
             time.sleep(0.01)
         dist.init_process_group("gloo", store=store, rank=server.workers, world_size=size, timeout=limit)
         yield processes
+        for process in processes:
+            process.join(2.0)  # it was told to stop
     finally:
         for process in processes:
             if process.pid is not None:
-                process.join(2.0)  # it was told to stop
                 process.kill()
                 process.join()
         if dist.is_initialized():
@@ -155,7 +156,7 @@ class _Exchange:
             self.outboxes[worker].put(Answer(worker, server.index, -1, None))
         for thread in threads:
             thread.join(0.5)
-        return Run(times, seconds, {w: why if why else _ended(self.processes[w]) for w, why in sorted(lost.items())})
+        return Run(times, seconds, dict(sorted(lost.items())))
 
     def _give(self, answers: list[Answer]) -> None:
         for answer in answers:
