@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "untuned"
 ENGINE = ("parts", "recipe", "memory", "kernels", "run", "optimizer")  # each may import itself and those before it
 NEEDED = ("directions", "step_sizes", "iterates")
 MATHEMATICS = (*NEEDED, "weight_decay", "weight_decays", "gradients", "around")  # may import `parts` and each other
-STUDIED = ("systems", "diagnostics")  # may import optimizers, and not each other or the studies of them
+STUDIED = ("systems", "diagnostics")  # may import optimizers and wrappers, not each other or their studies
 LONGEST = 350
 
 Graph = dict[str, dict[str, int]]  # module -> what it imports, and in which line first
@@ -110,7 +110,7 @@ def upward(package: Path) -> list[str]:
         elif room == "wrappers":
             allowed = {"wrappers"}
         elif room in STUDIED:
-            allowed = {room, "optimizers", "optimizer", *leaves}
+            allowed = {room, "optimizers", "optimizer", "wrappers", *leaves}
         else:
             continue
         found += [
