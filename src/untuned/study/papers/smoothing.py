@@ -14,7 +14,6 @@ from untuned.study.papers.smoothing_figures import panels
 from untuned.study.papers.smoothing_tables import pair, tables
 from untuned.study.stats import Floats, interval
 
-
 _At = tuple[str, float, int]  # kind, beta, batch size
 
 
