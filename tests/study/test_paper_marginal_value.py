@@ -60,7 +60,7 @@ def test_the_second_round_has_fresh_seeds_at_the_best_learning_rates() -> None:
     rows = made_up({"small": 0.2, "large": 0.2}, 0.95, 0.1)
     fresh = [job.arguments for job in study.jobs(3, rows) if job.arguments.get("seed", 0) >= study.FRESH]
     assert {a["eta"] for a in fresh} == {0.2} and {a["beta"] for a in fresh} == {0.0, 0.9}
-    assert len({a["seed"] for a in fresh}) == 12
+    assert len({a["seed"] for a in fresh}) == 30
 
 
 def test_the_page_can_be_drawn() -> None:
