@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def _map(ax: Axes, rows: Rows, center: str) -> None:
     draw_map(ax, matrix, steps, unit="step of the optimizer")
 
 
-def _legend(ax: Axes, looks: dict[str, Style], loc: str) -> None:
+def _legend(ax: Axes, looks: dict[str, Style], loc: Any) -> None:
     for style in looks.values():
         ax.plot([], [], color=style.color, marker=style.marker, ls=style.dash, label=style.label)
     ax.legend(frameon=False, fontsize=8.5, handlelength=4, loc=loc)
