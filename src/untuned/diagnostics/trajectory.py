@@ -36,14 +36,14 @@ _COLUMNS = 4  # of a row of numbers: |theta|, |theta - theta_0|, |update|, <upda
 class TrajectoryRecorder:
     """Records the points theta_0, theta_every, theta_{2 every}, ... of a run and says how they lie to each other.
 
-    `target` is a model, or pairs of name and parameter. Its values now are theta_0. Tied parameters count once, buffers
-    are no parameters. `center` says from where the directions of the mean directional similarity (MDS) are seen: the
-    zero vector ("origin") or theta_0 ("init", of which theta_0 itself has no direction). `groups` measures parts of the
-    model, too: "layer" (by module), "tensor", or a function from a parameter's name to the name of its group, None
-    leaving the parameter out. `sketch`: size of a random-sign sketch of each point, for `map()`; 0 for none. A cosine
-    read from a sketch of k numbers is off by about 1 / sqrt(k). At most `points` sketches are kept, every second one
-    being dropped when there are more. `seed` chooses the signs. `steps`: how many the optimizer
-    has done before.
+    `target` is a model, or pairs of name and parameter. Its values now are theta_0. Tied parameters count once, frozen
+    ones like all others, buffers not at all. `center` says from where the directions of the mean directional similarity
+    (MDS) are seen: the zero vector ("origin") or theta_0 ("init", of which theta_0 itself has no direction). `groups`
+    measures parts of the model, too: "layer" (by module), "tensor", or a function from a parameter's name to the name
+    of its group, None leaving the parameter out. `sketch`: size of a random-sign sketch of each point, for `map()`; 0
+    for none. A cosine read from a sketch of k numbers is off by about 1 / sqrt(k). At most `points` sketches are kept,
+    every second one being dropped when there are more. `seed` chooses the signs. `steps`: how many the optimizer has
+    done before.
 
     Memory: 5 copies of the parameters in float32 (float64 for float64), 6 with `groups`, and a few numbers per recorded
     point. Differences are taken before any cast; norms and inner products are added up in float64. A point that is not
