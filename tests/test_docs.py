@@ -14,7 +14,9 @@ from untuned.parts.place import LETTERS
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/wrappers.md", "docs/schedules.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/wrappers.md", "docs/schedules.md", "docs/systems.md"]
+)
 def test_code_blocks_run_and_print_their_comments(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 
 import untuned
@@ -262,3 +263,23 @@ def test_show_prints_the_program_of_the_kernels(run: Untuned) -> None:
     _, result, _ = run("show", "prodigy", "--program")
     assert "sweep 1: reads exp_avg, exp_avg_sq, g, p, p0, s; writes exp_avg, exp_avg_sq, p, s; 40 bytes" in result
     assert "sweep 2, only in steps that change d:" in result
+
+
+def test_the_trajectory_of_checkpoints_in_the_order_of_their_steps(run: Untuned, tmp_path: Path) -> None:
+    for step, point in ((1000, [0.0, 2.0]), (0, [1.0, 0.0]), (500, [1.0, 1.0])):
+        torch.save({"layer.weight": torch.tensor(point)}, tmp_path / f"checkpoint-{step}.pt")
+    files = sorted(tmp_path.glob("*.pt"))  # 0, 1000, 500
+    status, output, _ = run("trajectory", *files, "--by", "layer", "--out", "there")
+    assert status == 0
+    rows = [line.split(",") for line in (tmp_path / "there" / "map.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "0", "500", "1000"]
+    assert [[float(cell) for cell in row] for row in rows[1:]] == [
+        pytest.approx(row) for row in ([0, 1, 0.5**0.5, 0], [500, 0.5**0.5, 1, 0.5**0.5], [1000, 0, 0.5**0.5, 1])
+    ]
+    mds = (3 + 4 * 0.5**0.5) / 9
+    straight = 100 * 5**0.5 / (1 + 2**0.5)  # |(1, 0) - (0, 2)| of the path from there by (1, 1)
+    assert f"layer: mean directional similarity {mds:.4f}, |theta_T - theta_0| = 2.236, {straight:.0f} %" in output
+    assert (tmp_path / "there" / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert run("trajectory", files[0])[::2] == (2, "untuned: trajectory_map needs two checkpoints or more, not 1.\n")
+    assert run("trajectory", "no.pt", files[0])[::2] == (2, "untuned: there is no checkpoint no.pt\n")
+    assert run("trajectory", *files, "--out", files[0])[0] == 2

@@ -18,6 +18,7 @@ from untuned.study.compare_cli import compare
 from untuned.study.regret_cli import regret
 from untuned.study.schedule_cli import schedule
 from untuned.study.study_cli import study
+from untuned.study.trajectory_cli import trajectory
 from untuned.study.watch import watch
 
 app = typer.Typer(
@@ -133,7 +134,7 @@ def bench(
         raise typer.Exit(1)
 
 
-for command in (compare, regret, watch, check):
+for command in (compare, regret, watch, check, trajectory):
     app.command()(command)
 
 

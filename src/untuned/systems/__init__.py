@@ -1,0 +1,1 @@
+"""Whole systems of training and search around optimizers: `asynchronous`, `lorasc` and `ising`, imported by name."""
