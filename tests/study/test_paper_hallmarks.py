@@ -27,8 +27,8 @@ def made_up(seeds: int = 3, diverged: bool = False) -> dict[str, list[Row]]:
         name, given = job.function.__name__, dict(job.arguments)
         noise = 1e-4 * float(given.get("seed") or 0)
         if name in ("settings", "widths"):
-            size = given.get("momentum", 0) + 10 * given.get("weight_decay", 0) + given.get("lr", 0)  # pyright: ignore[reportOperatorIssue]
-            mds = 1 - 0.01 * float(size) - 1e-4 * float(given.get("batch_size") or 0) + noise
+            size = given.get("lr", 0) / (1 - given.get("momentum", 0)) + 10 * given.get("weight_decay", 0)  # pyright: ignore[reportOperatorIssue]
+            mds = 1 - 0.1 * float(size) - 1e-4 * float(given.get("batch_size") or 0) + noise
             mds += 1e-3 * float(given.get("width") or 0)
             keys = ("mds_origin", "mds_init", "rank_init", "movement", "straightness", "update_angle", "train_loss")
             rows = [{"diverged": diverged, **dict.fromkeys((*keys, "accuracy"), None if diverged else mds)}]
@@ -150,7 +150,7 @@ def test_the_walk_of_the_reference_line() -> None:
 def test_claims_follow_from_the_rows() -> None:
     rows = made_up()
     good = verdicts(rows)
-    assert len(good) == len(FACTORS) + 7
+    assert len(good) == len(FACTORS) + 8
     output_layer = len(good) - 2
     assert good[output_layer] == "does not hold here"  # three points are missing
     assert set(good[:output_layer] + good[-1:]) == {"holds here"}
@@ -159,12 +159,12 @@ def test_claims_follow_from_the_rows() -> None:
     late = [{**row, "update_angle": row["update_angle"] and row["update_angle"] / 2} for row in rows["progress"]]  # pyright: ignore[reportOperatorIssue]
     slow = [{**row, "end_angle": 3 * row["end_angle"]} for row in late]  # pyright: ignore[reportOperatorIssue]
     changed = verdicts({**rows, "progress": slow})
-    assert changed[len(FACTORS) + 2 : len(FACTORS) + 4] == ["does not hold here"] * 2
+    assert changed[len(FACTORS) + 3 : len(FACTORS) + 5] == ["does not hold here"] * 2
 
 
 def test_of_runs_that_diverged_nothing_is_told() -> None:
     rows = made_up(diverged=True)
-    assert set(verdicts(rows)[: len(FACTORS) + 2]) == {"cannot be told at this scale"}
+    assert set(verdicts(rows)[: len(FACTORS) + 3]) == {"cannot be told at this scale"}
     assert "3 of 3" in hallmarks.tables(rows)[0].rows[0]
 
 
