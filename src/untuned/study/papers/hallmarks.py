@@ -116,8 +116,8 @@ def _coupled(rows: Rows) -> Claim:
         for task in STEPS
     }
     return Claim(
-        "What momentum does to the MDS is what a larger step does: 0.9 against 0 at the same lr / (1 - momentum) changes "
-        f"it by at most {TENTH:g}",
+        "What momentum does to the MDS is what a larger step does: 0.9 against 0 at the same lr / (1 - momentum) "
+        f"changes it by at most {TENTH:g}",
         "a control of this study, not of the paper",
         "; ".join(f"{task}: {said(value, 4)}" for task, value in values.items()),
         all_told([told(bounds(value), -TENTH, TENTH) for value in values.values()]),
