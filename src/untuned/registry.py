@@ -123,6 +123,7 @@ _METHODS = {
         ),
         ("ahb_adam", optimizers.AdaptiveHeavyBallAdam, "Adam, momentum from the curvature met", "arXiv 2110.09057"),
         ("am_msgd", optimizers.AMMSGD, "momentum weighed by the gradient's distance from it", "arXiv 2510.04988"),
+        ("ormo", optimizers.OrMo, "momentum in the order of the gradients, however late", "arXiv 2407.19234"),
         ("tam", optimizers.TAM, "momentum damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatam", optimizers.AdaTAM, "Adam damped by its angle to the gradient", "arXiv 2412.18790"),
         ("adatamw", optimizers.AdaTAMW, "AdaTAM, decoupled weight decay", "arXiv 2412.18790"),

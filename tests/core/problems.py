@@ -69,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tam": {"lr": 0.1, "weight_decay": 0.01},
     "gpa_adamw": {"lr": 0.05, "weight_decay": 0.1, "keep": 0.8},
     "ngn": {"lr": 0.5, "weight_decay": 0.01},
+    "ormo": {"lr": 0.1, "num_workers": 3, "weight_decay": 0.01},
     "prodigy_schedule_free": {"d0": 1e-2, "weight_decay": 0.1, "use_bias_correction": False},
     "random_scaling_adamw": {"lr": 0.05, "weight_decay": 0.1},
     "random_scaling_sgd": {"lr": 0.5, "weight_decay": 0.01},

@@ -20,6 +20,7 @@ PROPORTIONAL = {
     "ahb_sgd",
     "am_msgd",
     "sgd_spa",
+    "ormo",
     "sgdf",
     "random_scaling_sgd",
     "adarem",

@@ -48,6 +48,7 @@ def test_the_methods() -> None:
         "multiplicative_adam",
         "multiplicative_sgd",
         "ngn",
+        "ormo",
         "prodigy",
         "prodigy_da",
         "prodigy_gd",

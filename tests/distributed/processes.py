@@ -81,6 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sngm": {"lr": 0.02},
     "gpa_adamw": {"lr": 0.02, "keep": 0.8},
     "ngn": {"lr": 0.3, "momentum": 0.5},
+    "ormo": {"lr": 0.05, "num_workers": 3},
     "prodigy_schedule_free": {"d0": 1e-3, "weight_decay": 0.01},
     "random_scaling_adamw": {"lr": 0.02},
     "random_scaling_sgd": {"lr": 0.1},

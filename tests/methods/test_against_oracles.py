@@ -179,6 +179,12 @@ OPTIONS = {
     "schedule_free_adamw": [*SCHEDULE_FREE, {"betas": (0.5, 0.9)}, {"eps": 0.1}],
     "gpa_adamw": [*DECAY, {"betas": (0.5, 0.9)}, {"eps": 0.1}, {"train": 0.3}, {"keep": 0.5, "weight_decay": 0.1}],
     "ngn": [*DECAY, {"momentum": 0.9}, {"lr": 50.0}, {"lr": 50.0, "lb": 0.6}, {"momentum": 0.5, "weight_decay": 0.1}],
+    "ormo": [
+        *DECAY,
+        {"momentum": 0.0},
+        {"num_workers": 3},
+        {"num_workers": 4, "weight_decay": 0.2},
+    ],
     "prodigy_schedule_free": [
         *DECAY,
         {"lr": 0.3},
@@ -245,6 +251,30 @@ def random_scaling_adamw(x0, problem, steps, *, seed, lr, betas, eps, weight_dec
     return oracles.random_scaled(x0, problem, steps, factors=factors(seed, steps), base="adamw", **options)
 
 
+def ormo(x0, problem, steps, *, num_workers, weight_decay, groups, schedule, **options):
+    """The oracle moves a tensor while its lr is 0; ours rests, where gradient and decay are taken, and catches up."""
+    rates, decay, points = [schedule or [1.0] * steps] * len(x0), [weight_decay] * len(x0), [list(x0)]
+    for group in groups or []:
+        for i in group["indices"]:
+            rates[i], decay[i] = group.get("schedule", rates[i]), group.get("weight_decay", weight_decay)
+
+    def shown(x, k):
+        return [a if rates[i][k - 1] else points[-1][i] for i, a in enumerate(x)]
+
+    def at_rest(x, k):
+        points.append(shown(x, k - 1) if k > 1 else list(x0))
+        loss, grads = problem(points[-1], k)
+        return loss, [g + d * a for g, d, a in zip(grads, decay, points[-1], strict=True)]
+
+    groups = groups and [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups]
+    options |= {"workers": num_workers, "groups": groups, "schedule": schedule}
+    iterates, _ = oracles.ordered_momentum(x0, at_rest, range(steps), **options)
+    return [*points[2:], shown(iterates[-1], steps)], {}
+
+
+ormo.__signature__ = inspect.signature(untuned.OrMo)
+
+
 def prodigy_schedule_free(x0, problem, steps, *, betas, **options):
     """Schedule-Free's Adam has no first moment; its betas[0] is the share of x in y."""
     options |= {"betas": (0.0, betas[1]), "momentum": betas[0], "weigh": "step"}
@@ -255,6 +285,7 @@ prodigy_schedule_free.__signature__ = inspect.signature(oracles.prodigy_schedule
 ORACLES = {name: getattr(oracles, name, None) for name in untuned.list()} | {
     "gpa_adamw": partial(oracles.gpa, base="adamw"),
     "prodigy_schedule_free": prodigy_schedule_free,
+    "ormo": ormo,
     "random_scaling_sgd": random_scaling_sgd,
     "multiplicative_sgd": partial(oracles.multiplicative, base="sgd"),
     "multiplicative_adam": partial(oracles.multiplicative, base="adam"),

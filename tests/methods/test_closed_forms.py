@@ -791,6 +791,7 @@ VISIBLE = {
     "schedule_free_adamw": {"lr": 0.05, "r": 1.0},
     "gpa_adamw": {"lr": 0.05, "keep": 0.8},
     "ngn": {"lr": 0.5},
+    "ormo": {"lr": 0.1, "num_workers": 3},
     "prodigy_schedule_free": {"d0": 1e-2},
     "random_scaling_adamw": {"lr": 0.05},
     "random_scaling_sgd": {"lr": 0.5},

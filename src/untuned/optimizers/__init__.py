@@ -17,6 +17,7 @@ from untuned.optimizers.dual import MADGRAD, MDA, SNGM, DiagonalGradaGrad, Grada
 from untuned.optimizers.gains import AdaRem, MultiplicativeAdam, MultiplicativeSGD
 from untuned.optimizers.heavy_ball import AMMSGD, AdaptiveHeavyBall, AdaptiveHeavyBallAdam
 from untuned.optimizers.momo import MoMo, MoMoAdam
+from untuned.optimizers.ordered import OrMo
 from untuned.optimizers.polyak import ALIG, MOTAPS, NGN, SP, SPS, TAPS, DecSPS, ProxSPS
 from untuned.optimizers.random_scaling import RandomScalingAdamW, RandomScalingSGD
 from untuned.optimizers.relative import RelativeMuon
@@ -65,6 +66,7 @@ __all__ = [
     "MoMoAdam",
     "MultiplicativeAdam",
     "MultiplicativeSGD",
+    "OrMo",
     "Prodigy",
     "ProdigyDA",
     "ProdigyGD",

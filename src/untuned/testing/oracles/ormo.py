@@ -1,6 +1,7 @@
 """Ordered momentum for asynchronous SGD (OrMo)."""
 
 from collections.abc import Sequence
+from math import inf
 
 from untuned.testing.oracles.protocol import (
     Array,
@@ -24,6 +25,9 @@ def ordered_momentum(
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    open_rule: str = "index",
+    late_step: str = "ordered",
+    delay_cap: float = inf,
     groups: Groups = None,
     schedule: Schedule = None,
 ) -> Result:
@@ -35,6 +39,9 @@ def ordered_momentum(
     lr is that of the gradient's index, ``schedule[i]``, so that it does not depend on the order, and is inside the
     momentum: a tensor whose lr is 0 for an index takes nothing from that gradient, but what it has goes on moving it.
     The decay is our choice, an L2 penalty of the workers' loss, at w_i.
+    open_rule="lazy": a bucket opens when the first of its gradients arrives. late_step="vanilla", the ablation: a
+    gradient moves w by lr times itself, however late it is. delay_cap, OrMo-DA: the lr of a gradient that comes d > 0
+    steps late is multiplied by delay_cap workers / d where that is below 1.
     ``iterates[t]``: the model after gradient t. Scalars: ``momentum``, the buffers then; ``lag``, in buckets.
     """
     steps = len(indexes)
@@ -43,17 +50,20 @@ def ordered_momentum(
     models = [list(w)]
     rows = []
     for t, index in enumerate(indexes):
-        while opened < _bucket(t, workers):
+        while opened < _bucket(t if open_rule == "index" else index, workers):
             opened += 1
             for i in range(len(w)):
                 w[i] = w[i] - momentum * u[i]
                 u[i] = momentum * u[i]
         lag = opened - _bucket(index, workers)
+        late = sum(momentum**j for j in range(lag + 1)) if late_step == "ordered" else 1.0
+        damping = delay_cap * workers / (t - index) if t - index > delay_cap * workers else 1.0
         _, grads = problem(models[index], t + 1)
-        for i, eta in _moving(rates[index + 1]):
+        for i, rate in _moving(rates[index + 1]):
+            eta = rate * damping
             g = grads[i] + decay[i] * models[index][i]
             u[i] = u[i] + momentum**lag * eta * g
-            w[i] = w[i] - sum(momentum**j for j in range(lag + 1)) * eta * g
+            w[i] = w[i] - late * eta * g
         models.append(list(w))
         rows.append({"momentum": list(u), "lag": lag})
     return models[1:], _columns(rows)
