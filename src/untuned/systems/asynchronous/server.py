@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import inspect
 import threading
 from collections.abc import Iterable, Sequence
@@ -258,7 +259,7 @@ class Server:
         with self._lock:
             return {
                 "weights": self.weights(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": copy.deepcopy(self.optimizer.state_dict()),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "index": self.index,
                 "draws": self.draws,
