@@ -69,49 +69,56 @@ def _leave() -> None:
 
 
 class _Exchange(Exchange):
-    """A thread per worker sends and receives."""
+    """Two threads per worker: a message of gloo is under way until it is received, so both sides may send at once."""
 
     def __init__(
         self, server: Server, processes: list[BaseProcess], timeout: float, silence: float | None, watch: Watch | None
     ) -> None:
         super().__init__(server, timeout, silence, watch)
         self.processes = processes
-        self.outboxes = [queue.SimpleQueue[Answer | None]() for _ in processes]  # None: receive again
+        self.outboxes = [queue.SimpleQueue[Answer]() for _ in processes]
 
     def send(self, answer: Answer) -> None:
         self.outboxes[answer.worker].put(answer)
 
     def listen(self, worker: int) -> None:
-        self.outboxes[worker].put(None)
+        pass  # its thread does
 
     def run(self) -> Run:
-        threads = [
-            threading.Thread(target=self._talk, args=(worker,), daemon=True) for worker in range(len(self.outboxes))
-        ]
-        for thread in threads:
+        workers = range(len(self.processes))
+        senders = [threading.Thread(target=self._send, args=(worker,), daemon=True) for worker in workers]
+        receivers = [threading.Thread(target=self._receive, args=(worker,), daemon=True) for worker in workers]
+        for thread in senders + receivers:
             thread.start()
         found = super().run()
-        for thread in threads:
+        for thread in senders:
             thread.join(0.5)
         return found
 
-    def _talk(self, worker: int) -> None:
-        """Send each answer and receive the gradient it asks for, until the answer is to stop or the worker is gone."""
-        buffer = _buffer(sum(p.numel() for p in self.server.params), self.server.params[0].dtype)
-        header, vector = _parts(buffer, self.server.params[0].dtype)
+    def _buffer(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return _buffer(sum(p.numel() for p in self.server.params), self.server.params[0].dtype)
+
+    def _send(self, worker: int) -> None:
+        """Send each answer, until it is to stop or the worker is gone."""
+        buffer, header, vector = self._buffer()
+        stop = False
+        with contextlib.suppress(RuntimeError, ValueError):  # the other thread says so
+            while not stop:
+                answer = self.outboxes[worker].get()
+                stop = answer.stop
+                header.copy_(torch.tensor([answer.index, answer.draw, int(stop), 0]))
+                if answer.weights is not None:
+                    vector.copy_(answer.weights)
+                dist.send(buffer, dst=worker)
+
+    def _receive(self, worker: int) -> None:
+        """Receive gradients until the worker is gone."""
+        buffer, header, vector = self._buffer()
         try:
             while True:
-                answer = self.outboxes[worker].get()
-                if answer is not None:
-                    header.copy_(torch.tensor([answer.index, answer.draw, int(answer.stop), 0]))
-                    if answer.weights is not None:
-                        vector.copy_(answer.weights)
-                    dist.send(buffer, dst=worker)
-                    if answer.stop:
-                        return
                 dist.recv(buffer, src=worker)
                 index, draw, number, _ = header.tolist()
-                self.inbox.put(Gradient(worker, index, draw, number, vector))
+                self.inbox.put(Gradient(worker, index, draw, number, vector.clone()))
         except (RuntimeError, ValueError):
             self.processes[worker].join(1.0)
             self.inbox.put(Lost(worker, ended(self.processes[worker])))
@@ -125,8 +132,7 @@ def _worker(
     respond = Worker(worker, work(worker))
     store, limit = ready(worker, port, timeout), datetime.timedelta(seconds=timeout)
     dist.init_process_group("gloo", store=store, rank=worker, world_size=size, timeout=limit)
-    buffer = _buffer(length, dtype)
-    header, vector = _parts(buffer, dtype)
+    buffer, header, vector = _buffer(length, dtype)
     while True:
         dist.recv(buffer, src=size - 1)
         index, draw, stop, _ = header.tolist()
@@ -141,10 +147,7 @@ def _worker(
     dist.destroy_process_group()
 
 
-def _buffer(length: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(_HEADER + length * dtype.itemsize, dtype=torch.uint8)
-
-
-def _parts(buffer: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The four whole numbers of a message and its vector, as views."""
-    return buffer[:_HEADER].view(torch.int64), buffer[_HEADER:].view(dtype)
+def _buffer(length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A message; the four whole numbers in front and the vector are views of it."""
+    buffer = torch.zeros(_HEADER + length * dtype.itemsize, dtype=torch.uint8)
+    return buffer, buffer[:_HEADER].view(torch.int64), buffer[_HEADER:].view(dtype)
