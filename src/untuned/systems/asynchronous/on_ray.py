@@ -100,7 +100,7 @@ class _Exchange(Exchange):
             found = call.result()
         except self.ray.exceptions.ActorUnavailableError:  # it died, and Ray starts it anew
             self.inbox.put(Lost(worker, "died", coming=True))
-            again = self.actors[worker].ready.remote()
+            again = self.actors[worker].ready.options(max_task_retries=-1).remote()
             again.future().add_done_callback(functools.partial(self._there_again, worker))
         except self.ray.exceptions.RayError as error:
             self.inbox.put(Lost(worker, _why(self.ray, error)))

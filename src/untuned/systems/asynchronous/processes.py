@@ -48,10 +48,11 @@ def started(
                 raise RuntimeError(f"{engine}.train: workers {sorted(waiting)} were not ready within {timeout:g} s.")
             time.sleep(0.01)
         yield store, processes
+        for process in processes:
+            process.join(2.0)  # it was told to stop
     finally:
         for process in processes:
             if process.pid is not None:
-                process.join(2.0)  # it was told to stop
                 process.kill()
                 process.join()
         torch.set_num_threads(threads)
