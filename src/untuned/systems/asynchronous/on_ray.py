@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-import untuned
+from untuned._version import __version__
 from untuned.systems.asynchronous.exchange import Back, Exchange, Lost, Run, Watch
 from untuned.systems.asynchronous.messages import Answer, Compute, Gradient, Worker
 from untuned.systems.asynchronous.server import Server
 
-_VERSIONS = {"untuned": untuned.__version__, "torch": torch.__version__.split("+")[0]}
+_VERSIONS = {"untuned": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def train(
