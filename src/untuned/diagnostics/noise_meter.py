@@ -30,7 +30,7 @@ class Noise:
     total: float  # |d - grad f|^2, d being the search direction
     bias: float  # |dbar - grad f|^2, dbar being the direction from full gradients at the same points
     variance: float  # |d - dbar|^2
-    cross: float  # total - bias - variance, near zero over many steps
+    cross: float  # total - bias - variance; near zero over many steps if gradients do not answer to earlier noise
 
     def delta(self, eta: float) -> float:
         """eta sqrt(total), what `noise_scale` gives by formula."""
