@@ -52,6 +52,7 @@ def test_momentum_and_adam_end_at_several_points(feedback: str) -> None:
     assert {0.0, 0.0216} <= set(modes) and 0.1 < success(found) < 0.9 and diversity(found).gap_spread > 0.01
 
 
+@pytest.mark.timeout(1800)
 def test_the_plain_feedback_finds_no_success_on_17_of_the_99_instances() -> None:
     """Two or three minutes on a quiet core; how many succeed of 128 samples may differ in a case on the edge."""
     instance("spar020-100-1")
