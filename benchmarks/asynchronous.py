@@ -20,7 +20,7 @@ import torch
 import untuned
 from untuned.systems.asynchronous import Compute, Constant, Server, simulate
 
-ENGINES = ("gloo", "rpc", "actors")  # modules of untuned.systems.asynchronous with a train(server, work)
+ENGINES = ("gloo", "rpc", "on_ray")  # modules of untuned.systems.asynchronous with a train(server, work)
 METHODS = ("ormo", "sgd")
 
 
@@ -53,7 +53,8 @@ def main() -> None:
     write(f"{asked.dim} elements, {asked.workers} workers, {asked.gradients} gradients\n\n")
     write(f"| engine | {' | '.join(f'{method}, gradients/s' for method in METHODS)} |\n|---|{'---:|' * len(METHODS)}\n")
     for engine in ("server alone", *ENGINES):
-        if engine in ENGINES and importlib.util.find_spec(f"untuned.systems.asynchronous.{engine}") is None:
+        if engine == "on_ray" and importlib.util.find_spec("ray") is None:
+            write("| on_ray | needs the extra ray | |\n")
             continue
         cells = []
         for method in METHODS:

@@ -1,9 +1,13 @@
 """What the tests of all trainers share."""
 
+import sys
 from pathlib import Path
 
 import kill_and_resume
 import pytest
+
+SYSTEMS = Path(__file__).parents[1] / "systems"
+sys.path.append(str(SYSTEMS))  # the checks of all engines of asynchronous training
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from untuned.systems.lorasc import CascadeLoRA
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
+accelerate = pytest.importorskip("accelerate")
 
 import test_huggingface as hf  # noqa: E402
 from peft.optimizers import create_loraplus_optimizer  # noqa: E402
@@ -162,6 +163,22 @@ def test_a_callback_makes_the_trainer_do_cascades(tmp_path: Path) -> None:
         cascade.step()
     cascade.finish()
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_the_averaged_point_is_merged_also_behind_accelerate() -> None:
+    model = adapted()
+    accelerator = accelerate.Accelerator(cpu=True)
+    optimizer = accelerator.prepare(untuned.AdamWScheduleFree(trained(model), lr=1e-2))
+    cascade = CascadeLoRA(model, optimizer, slow="last", pace=1.0, noise=0.0)
+    cascade.begin()
+    train(model, optimizer, 10)
+    training = logits(model)
+    with optimizer.optimizer.averaged_parameters():
+        averaged = logits(model)
+    cascade.end()
+    torch.testing.assert_close(logits(model), averaged)
+    assert (averaged - training).abs().max() > 1e-5
+    assert not any(p in optimizer.state for p in trained(model))
 
 
 def test_adapters_that_cannot_be_merged_are_refused() -> None:

@@ -138,8 +138,8 @@ def test_synchronous_workers_do_torchs_steps_on_the_mean_gradient(open_rule: str
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_without_momentum_it_is_asynchronous_sgd_to_the_bit(execution: str) -> None:
     indexes = arrivals(3, 40, seed=2)
-    ours, _ = served(untuned.OrMo(parameters(), 0.125, 0.0, 3, execution=execution), indexes)
-    theirs = served_by_sgd(indexes, 0.125, execution)
+    ours, _ = served(untuned.OrMo(parameters(), 0.1, 0.0, 3, execution=execution), indexes)
+    theirs = served_by_sgd(indexes, 0.1, execution)
     assert_same(ours, theirs, 0.0)
 
 

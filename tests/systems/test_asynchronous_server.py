@@ -320,6 +320,11 @@ def test_wrong_options_are_refused_in_a_sentence(options: dict[str, Any], senten
         server(**options)
 
 
+def test_a_method_that_reads_the_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Server: MoMo reads the loss in every step; workers send none"):
+        Server(untuned.MoMo(parameters()), 2)
+
+
 def test_a_server_has_workers() -> None:
     with pytest.raises(ValueError, match="workers must be 1 or more, not 0"):
         Server(untuned.OrMo(parameters()), 0)

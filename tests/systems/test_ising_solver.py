@@ -149,7 +149,7 @@ def test_the_damped_momentum_of_the_equation_is_a_tenth_of_the_strength() -> Non
             super().__init__(params, {})
 
         @torch.no_grad()
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> Any:
             for p in self.param_groups[0]["params"]:
                 B = self.state[p]["B"] = 0.9 * self.state[p].get("B", 0) + 0.1 * p.grad
                 p.sub_(B)

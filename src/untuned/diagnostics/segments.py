@@ -40,15 +40,20 @@ def parameters_of(target: Any, title: str) -> dict[str, Tensor]:
     return found
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float64; on the CPU if its device has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def square(x: Tensor) -> Tensor:
     """|x|^2 of a vector of whole blocks, which are summed in their dtype; the blocks are added up in float64."""
-    return torch.linalg.vector_norm(x.view(-1, BLOCK), dim=1).double().square().sum()
+    return wide(torch.linalg.vector_norm(x.view(-1, BLOCK), dim=1)).square().sum()
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """<x, y> of two vectors of whole blocks, summed as in `square`."""
     parts = [(a * b).view(-1, BLOCK).sum(1) for a, b in zip(x.split(PIECE), y.split(PIECE), strict=True)]
-    return torch.cat(parts).sum(dtype=torch.float64)
+    return wide(torch.cat(parts)).sum()
 
 
 class Segment:
@@ -67,10 +72,10 @@ class Segment:
     def begin(self, grouped: bool) -> None:
         """Take the values that the parameters have now as theta_0."""
         counted = [local(p.detach()) for p in self._counted()]
-        wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters)
+        double = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters)
         size = sum(p.numel() * (2 if p.is_complex() else 1) for p in counted)
         self.size, whole = size, -(-size // BLOCK) * BLOCK
-        self.start = torch.zeros(whole, dtype=torch.float64 if wide else torch.float32, device=self.device)
+        self.start = torch.zeros(whole, dtype=torch.float64 if double else torch.float32, device=self.device)
         self.point, self.update, self.spare, self.sum = (torch.zeros_like(self.start) for _ in range(4))
         self.group_sum = torch.zeros_like(self.start) if grouped else None
         self.start.copy_(self.read())

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from untuned.diagnostics.segments import Segment
+from untuned.diagnostics.segments import Segment, wide
 
 
 class Sketch:
@@ -48,8 +48,8 @@ class Sketch:
 
     def _of(self, i: int, x: Tensor) -> Tensor:
         signed, whole = x * self.signs[i], x.numel() // self.size * self.size
-        found = signed[:whole].view(-1, self.size).sum(0, dtype=torch.float64)
-        found[: x.numel() - whole] += signed[whole:]
+        found = wide(signed[:whole].view(-1, self.size).sum(0))
+        found[: x.numel() - whole] += wide(signed[whole:])
         return found.roll(self.shifts[i])
 
     def wants(self, point: int) -> bool:

@@ -36,13 +36,14 @@ _COLUMNS = 4  # of a row of numbers: |theta|, |theta - theta_0|, |update|, <upda
 class TrajectoryRecorder:
     """Records the points theta_0, theta_every, theta_{2 every}, ... of a run and says how they lie to each other.
 
-    `target` is a model, or pairs of name and parameter. Its values now are theta_0. Tied parameters count once, buffers
-    are no parameters. `center` says from where the directions of the mean directional similarity (MDS) are seen: the
-    zero vector ("origin") or theta_0 ("init", of which theta_0 itself has no direction). `groups` measures parts of the
-    model, too: "layer" (by module), "tensor", or a function from a parameter's name to the name of its group, None
-    leaving the parameter out. `sketch`: size of a random-sign sketch of each point, for `map()`; 0 for none. A cosine
-    read from a sketch of k numbers is off by about 1 / sqrt(k). At most `points` sketches are kept, every second one
-    being dropped when there are more. `seed` chooses the signs.
+    `target` is a model, or pairs of name and parameter. Its values now are theta_0. Tied parameters count once, frozen
+    ones like all others, buffers not at all. `center` says from where the directions of the mean directional similarity
+    (MDS) are seen: the zero vector ("origin") or theta_0 ("init", of which theta_0 itself has no direction). `groups`
+    measures parts of the model, too: "layer" (by module), "tensor", or a function from a parameter's name to the name
+    of its group, None leaving the parameter out. `sketch`: size of a random-sign sketch of each point, for `map()`; 0
+    for none. A cosine read from a sketch of k numbers is off by about 1 / sqrt(k). At most `points` sketches are kept,
+    every second one being dropped when there are more. `seed` chooses the signs. `steps`: how many the optimizer has
+    done before.
 
     Memory: 5 copies of the parameters in float32 (float64 for float64), 6 with `groups`, and a few numbers per recorded
     point. Differences are taken before any cast; norms and inner products are added up in float64. A point that is not
@@ -79,12 +80,14 @@ class TrajectoryRecorder:
         sketch: int = 0,
         points: int = 256,
         seed: int = 0,
+        steps: int = 0,
     ) -> None:
-        for name, value, least in (("every", every, 1), ("sketch", sketch, 0), ("points", points, 2)):
+        wholes = {"every": (every, 1), "sketch": (sketch, 0), "points": (points, 2), "steps": (steps, 0)}
+        for name, (value, least) in wholes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{_TITLE}: {name} must be a whole number from {least}, not {value!r}.")
         check_center(center, _TITLE)
-        self.every, self.center, self.steps, self.left_out = every, center, 0, 0
+        self.every, self.center, self.steps, self.left_out = every, center, steps, 0
         self._segments = segments.of(segments.parameters_of(target, _TITLE), groups, _TITLE)
         self._groups = [ALL] if groups is None else [ALL, *dict.fromkeys(s.group for s in self._segments)]
         self._hook: tuple[weakref.ref[Any], Any] | None = None

@@ -1,4 +1,7 @@
-"""Lightning: `OptimizerCallback` gives the optimizer the loss, and the log what the optimizer chose."""
+"""Lightning: `OptimizerCallback` gives the optimizer the loss, and the log what the optimizer chose.
+
+`TrajectoryCallback` records where any optimizer takes the parameters.
+"""
 
 # pyright: reportMissingImports=false, reportPrivateUsage=false
 # lightning is an extra; which steps are logged is known to a private object of its trainer alone.
@@ -11,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from untuned.diagnostics import TrajectoryRecorder
 from untuned.optimizer.optimizer import Optimizer
 
 
@@ -108,3 +112,35 @@ class OptimizerCallback(Callback):
 
 def _own(trainer: Trainer) -> list[Optimizer]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+
+
+class TrajectoryCallback(Callback):
+    """Put it into `Trainer(callbacks=[...])`; `recorder` is a `TrajectoryRecorder` of the run once it has begun.
+
+    `options` are those of the recorder. It counts the steps of one optimizer, by number if there are several, and is
+    saved and resumed with Lightning's checkpoints, in which only the first process's state is: do not resume it with
+    sharded parameters.
+    """
+
+    def __init__(self, optimizer: int = 0, **options: Any) -> None:
+        self.optimizer, self.options = optimizer, options
+        self.recorder: TrajectoryRecorder | None = None
+        self._handle: Any = None
+        self._loaded: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.recorder = TrajectoryRecorder(pl_module, **self.options)
+        if self._loaded:
+            self.recorder.load_state_dict(self._loaded)
+            self._loaded = None
+        self._handle = self.recorder.attach(trainer.optimizers[self.optimizer])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.recorder is None else self.recorder.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict

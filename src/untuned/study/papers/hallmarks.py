@@ -11,6 +11,7 @@ from untuned.study.papers.hallmarks_figures import panels
 from untuned.study.papers.hallmarks_numbers import (
     BASE,
     BETWEEN,
+    COUPLED,
     DECAY_ALONE,
     FACTORS,
     HALF_A_WALK,
@@ -18,6 +19,7 @@ from untuned.study.papers.hallmarks_numbers import (
     NO_DIRECTION,
     QUARTER,
     STEPS,
+    TENTH,
     WIDTHS,
     arguments_of,
     bounds,
@@ -40,7 +42,11 @@ def jobs(seeds: int, _: Rows) -> list[Job]:
     for task in reversed(STEPS):
         for factor in FACTORS.values():
             asked += [arguments_of(task, factor.low, factor.steps[0]), arguments_of(task, factor.high, factor.steps[1])]
-        asked += [arguments_of(task, DECAY_ALONE), *(arguments_of(task, change) for change in BETWEEN.values())]
+        asked += [
+            arguments_of(task, DECAY_ALONE),
+            arguments_of(task, COUPLED),
+            *(arguments_of(task, change) for change in BETWEEN.values()),
+        ]
     distinct = list({tuple(one.items()): one for one in asked}.values())
     for seed in range(seeds):
         found += [Job(settings, {**one, "seed": seed}) for one in distinct]
@@ -70,7 +76,7 @@ def claims(rows: Rows) -> list[Claim]:
                 all_told([told(bounds(value), high=0) for value in values.values()]),
             )
         )
-    found.append(_together(rows))
+    found += [_together(rows), _coupled(rows)]
     wide = {w: np.array(numbers([r for r in rows["widths"] if r["width"] == w], "mds_origin")) for w in WIDTHS}
     wider = wide[WIDTHS[-1]] - wide[WIDTHS[0]]
     found.append(
@@ -101,6 +107,23 @@ def _together(rows: Rows) -> Claim:
     )
 
 
+def _coupled(rows: Rows) -> Claim:
+    """Momentum 0.9 against none, the learning rate being a tenth."""
+    alone = {"momentum": 0.0}
+    values = {
+        task: np.array(numbers(runs(rows, arguments_of(task, COUPLED)), "mds_origin"))
+        - np.array(numbers(runs(rows, arguments_of(task, alone)), "mds_origin"))
+        for task in STEPS
+    }
+    return Claim(
+        "What momentum does to the MDS is what a larger step does: 0.9 against 0 at the same lr / (1 - momentum) "
+        f"changes it by at most {TENTH:g}",
+        "a control of this study, not of the paper",
+        "; ".join(f"{task}: {said(value, 4)}" for task, value in values.items()),
+        all_told([told(bounds(value), -TENTH, TENTH) for value in values.values()]),
+    )
+
+
 def _saturation(rows: Rows) -> list[Claim]:
     ends = {task: progress_of(rows, task, "end_angle", QUARTER, QUARTER) for task in STEPS}
     turns = {task: progress_of(rows, task, "update_angle", 1 - QUARTER + 0.001, 1) for task in STEPS}
@@ -110,7 +133,7 @@ def _saturation(rows: Rows) -> list[Claim]:
             "The direction of a run is found early: after a quarter of it, the way so far and the whole way differ by "
             f"at most {HALF_A_WALK:g} degrees, half of what they do in a random walk",
             "directionality saturates early (abstract)",
-            "; ".join(f"{task}: {said(value, 1, ' degrees')}" for task, value in ends.items()),
+            "; ".join(f"{task}: {said(value, 1, ' degrees', '')}" for task, value in ends.items()),
             all_told([told(bounds(value), high=HALF_A_WALK) for value in ends.values()]),
         ),
         Claim(
@@ -118,7 +141,7 @@ def _saturation(rows: Rows) -> list[Claim]:
             f"by {NO_DIRECTION:g} degrees or more",
             "late behaviour is oscillation (abstract)",
             "; ".join(
-                f"{task}: {said(turns[task], 1, ' degrees')}, in the first quarter {first[task].mean():.1f}"
+                f"{task}: {said(turns[task], 1, ' degrees', '')}, in the first quarter {first[task].mean():.1f}"
                 for task in STEPS
             ),
             all_told([told(bounds(value), low=NO_DIRECTION) for value in turns.values()]),
@@ -162,7 +185,7 @@ STUDY = PaperStudy(
     name="hallmarks",
     title="Hallmarks of optimization trajectories",
     source=(
-        "Singh, He, Hofmann, Scholkopf: Hallmarks of Optimization Trajectories in Neural Networks: Directional "
+        "Singh, He, Hofmann, Schölkopf: Hallmarks of Optimization Trajectories in Neural Networks: Directional "
         "Exploration and Redundancy, arXiv 2403.07379, and its version at ICLR 2025, The Directionality of "
         "Optimization Trajectories in Neural Networks; abstracts and summaries read, the text not"
     ),
@@ -183,7 +206,8 @@ a run diverged, nothing is told. The direction is found early if the interval of
 {HALF_A_WALK:g} degrees on both tasks; late training goes to and fro if that of the mean angle in the last quarter is
 at least {NO_DIRECTION:g}. A branch matches full training if the interval of the difference of test accuracies lies
 within one point, for the switch after {LATE} epochs. One seed that is not among these ran for 80 steps before, to see
-that the code works.
+that the code works. The control of momentum at the same lr / (1 - momentum) was added, with its limit (a tenth of what
+momentum does at the same learning rate), after the other runs had been looked at and before its own.
 """,
     jobs=jobs,
     claims=claims,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def _map(ax: Axes, rows: Rows, center: str) -> None:
     draw_map(ax, matrix, steps, unit="step of the optimizer")
 
 
-def _legend(ax: Axes, looks: dict[str, Style], loc: str) -> None:
+def _legend(ax: Axes, looks: dict[str, Style], loc: Any) -> None:
     for style in looks.values():
         ax.plot([], [], color=style.color, marker=style.marker, ls=style.dash, label=style.label)
     ax.legend(frameon=False, fontsize=8.5, handlelength=4, loc=loc)
@@ -53,7 +54,10 @@ def _factors(ax: Axes, rows: Rows) -> None:
             values = difference(rows, task, factor)
             place, known = i + 0.26 * (k - 0.5), values[~np.isnan(values)]
             ax.plot(np.full(len(known), place - 0.07), known, ".", color=style.color, alpha=0.4, ms=4)
-            if within := bounds(values):
+            if len(known) < len(values):
+                gone = f"{len(values) - len(known)} of {len(values)} diverged:\nno mean"
+                ax.annotate(gone, (place, known.max()), (0, 6), ha="center", fontsize=7.5, textcoords="offset points")
+            elif within := bounds(values):
                 ax.plot([place, place], within, color=style.color)
                 ax.plot(place, values.mean(), style.marker, color=style.color, ms=7, zorder=3)
     ax.axhline(0, color=INK, lw=0.9, ls=(0, (2, 2)))
@@ -61,7 +65,6 @@ def _factors(ax: Axes, rows: Rows) -> None:
     ax.annotate("lower: explores", (0.01, 0), (0, -11), xycoords=("axes fraction", "data"), **_NOTE)
     ax.set_xticks(range(len(FACTORS)), [name.replace(", ", ",\n").replace(" ", "\n", 1) for name in FACTORS])
     ax.tick_params(axis="x", labelsize=8.5)
-    ax.set_yscale("symlog", linthresh=0.01)
     ax.set_ylabel("MDS of the larger end minus the smaller")
     for style in looks.values():
         ax.plot([], [], style.marker, color=style.color, label=style.label)
@@ -85,7 +88,7 @@ def _directions(ax: Axes, rows: Rows) -> None:
     ax.plot(100 * share, [random_walk_angle(x) for x in share], color=INK, lw=1, ls=(0, (4, 3)))
     ax.annotate("random walk: arccos of the root of the share", (31, random_walk_angle(0.31)), (4, 4), **_NOTE)
     ax.plot([25, 25], [0, 30], color=INK, lw=0.9)
-    ax.annotate("rule: below 30", (25, 30), (-2, 3), ha="right", **_NOTE)
+    ax.annotate("rule: both below 30 here", (25, 4), (4, 0), **_NOTE)
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 92)
     _legend(ax, looks, "upper right")
@@ -123,5 +126,5 @@ def _movement(ax: Axes, rows: Rows) -> None:
         ax.fill_between(epochs, *within.T, color=style.color, alpha=0.2, lw=0)
         ax.plot(epochs, [v.mean() for v in values], color=style.color, marker=style.marker, ls=style.dash, markevery=3)
     ax.set_ylim(bottom=0)
-    _legend(ax, looks, "center right")
-    ax.set(xlabel="epoch", ylabel="distance from the start over its norm")
+    _legend(ax, looks, (0.5, 0.19))
+    ax.set(xlabel="epoch", ylabel="|theta_t - theta_0| / |theta_0|")

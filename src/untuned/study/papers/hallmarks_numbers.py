@@ -14,7 +14,7 @@ from untuned.study.stats import interval
 STEPS = {"fashion-mlp": 960, "fashion-cnn": 320}  # 30 and 10 epochs of batches of 64
 BASE: dict[str, Any] = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.0, "batch_size": 64}
 WIDTHS = (25, 100, 400)
-QUARTER, HALF_A_WALK, NO_DIRECTION, MATCH = 0.25, 30.0, 80.0, 0.01  # the limits of the rules below
+QUARTER, HALF_A_WALK, NO_DIRECTION, MATCH, TENTH = 0.25, 30.0, 80.0, 0.01, 0.005  # the limits of the rules below
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ BETWEEN: dict[str, dict[str, Any]] = {  # shown in the table, in no rule
     "momentum 0.5": {"momentum": 0.5},
     "weight decay 0.001": {"weight_decay": 0.001},
 }
-NEITHER: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0}
+COUPLED: dict[str, Any] = {"lr": 0.003}  # with momentum 0.9 the same lr / (1 - momentum) as 0.03 without
 DECAY_ALONE: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.01}
 
 
@@ -76,13 +76,13 @@ def bounds(values: np.ndarray) -> tuple[float, float] | None:
     return None if np.isnan(values).any() else interval(values)
 
 
-def said(values: np.ndarray, digits: int = 3, unit: str = "") -> str:
-    """Mean, interval and n in words."""
+def said(values: np.ndarray, digits: int = 3, unit: str = "", sign: str = "+") -> str:
+    """Mean, interval and n in words; `sign` is "+" for differences, "" else."""
     within = bounds(values)
     if within is None:
         return f"not told: {int(np.isnan(values).sum())} of {len(values)} runs diverged"
-    low, high = (f"{end:+.{digits}f}" for end in within)
-    return f"{values.mean():+.{digits}f}{unit} ({low} to {high}; n = {len(values)})"
+    mean, low, high = (f"{number:{sign}.{digits}f}" for number in (values.mean(), *within))
+    return f"{mean}{unit} ({low} to {high}; n = {len(values)})"
 
 
 def branch(rows: Rows, name: str, switch: int, column: str = "accuracy") -> np.ndarray:

@@ -51,7 +51,7 @@ def _settings_table(rows: Rows) -> Table:
     head += ("effective rank", "movement", "straightness", "angle of updates", "training loss", "accuracy", "diverged")
     note = (
         f"Means over the seeds that did not diverge. {POINTS + 1} points each. The effective rank is that of the map "
-        "as seen from theta_0; movement is |theta_T - theta_0| / |theta_0|, straightness the same distance over the path."
+        "seen from theta_0; movement is |theta_T - theta_0| / |theta_0|, straightness the same distance over the path."
     )
     return Table("All settings", head, cells, note)
 

@@ -30,14 +30,14 @@ def panels(rows: Rows) -> list[Panel]:
     each = instances // len(CELLS)
     return [
         (f"Final gaps, {one}, n = {SAMPLES} samples", partial(_finals, rows=rows["finals"], looks=looks)),
-        (f"Best gaps so far, {one}, n = {SAMPLES} samples", partial(_curves, rows=rows["curves"], looks=looks)),
+        (f"Best gaps so far, same instance, n = {SAMPLES}", partial(_curves, rows=rows["curves"], looks=looks)),
         (
-            f"Share of successes by conditioning and strength, n = {trials} trials",
+            f"Successes by kappa and strength, n = {trials} trials",
             partial(_map, rows=rows["conditioning"]),
         ),
         (f"Successes by size, n = {each} instances each", partial(_successes, rows=race, looks=looks)),
         (
-            f"Round trips, to those of plain feedback, n = {instances} instances",
+            f"Speed against plain feedback, n = {instances}",
             partial(_fractions, rows=race, looks=looks),
         ),
         (f"Diversity of final samples, n = {instances} instances", partial(_diversity, rows=race, looks=looks)),

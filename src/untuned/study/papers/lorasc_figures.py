@@ -24,7 +24,7 @@ def panels(rows: Rows) -> list[Panel]:
         (f"Teacher: loss by the rank of the change, n = {n} seeds", partial(_ranks, rows=rows)),
         (f"MiniLM: choice of the lr, n = {len(TUNING)} seeds of their own", partial(_rates, rows=rows)),
         (f"MiniLM: validation by epoch, n = {n} seeds", partial(_epochs, rows=rows)),
-        (f"MiniLM: what is fitted and what carries over, n = {n} seeds", partial(_gap, rows=rows)),
+        (f"MiniLM: fit and validation, n = {n} seeds", partial(_gap, rows=rows)),
         (f"MiniLM: strength of the noise, pace 0.5, n = {n} seeds", partial(_noise, rows=rows)),
     ]
 
@@ -37,29 +37,53 @@ def _bar(ax: Axes, x: float, values: Floats, style: Style) -> None:
     ax.plot(x, mean, style.marker, color=style.color, ms=7, mec="white", zorder=3)
 
 
-def _curves(ax: Axes, rows: Rows, name: str, x: str, y: str) -> None:
-    """Means over the seeds, with intervals."""
-    for arm, style in LOOKS.items():
+def _curves(ax: Axes, rows: Rows, name: str, x: str, y: str, *, shift: float = 0.0) -> None:
+    """Means over the seeds, with intervals; `shift`: how far apart the arms are drawn."""
+    for i, (arm, style) in enumerate(LOOKS.items()):
         mine = counted(rows, name, arm)
         places = sorted({float(row[x] or 0) for row in mine})
         columns = [np.array([float(row[y] or math.nan) for row in mine if row[x] == place]) for place in places]
-        ax.plot(places, [c.mean() for c in columns], color=style.color, ls=style.dash, lw=1.4)
-        for place, column in zip(places, columns, strict=True):
+        drawn = [place + (i - 2) * shift for place in places]
+        ax.plot(drawn, [c.mean() for c in columns], color=style.color, ls=style.dash, lw=1.4)
+        for place, column in zip(drawn, columns, strict=True):
             _bar(ax, place, column, style)
+    _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    for style in LOOKS.values():
         ax.plot([], [], color=style.color, marker=style.marker, ls=style.dash, label=style.label)
     ax.legend(frameon=False, fontsize=8, handlelength=4)
 
 
+def _log_losses(ax: Axes) -> None:
+    ax.set_yscale("log")
+    ax.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    ax.minorticks_off()
+    ax.set_ylabel("training loss (squared error), mean")
+
+
 def _teacher(ax: Axes, rows: Rows) -> None:
     _curves(ax, rows, "teacher", "step", "loss")
-    ax.set_yscale("log")
-    ax.set(xlabel="steps of AdamW", ylabel="training loss (squared error), mean")
+    _log_losses(ax)
+    ax.set_xlabel("steps of AdamW")
 
 
 def _ranks(ax: Axes, rows: Rows) -> None:
-    _curves(ax, rows, "teacher", "change", "loss")
-    ax.set_yscale("log")
-    ax.set(xlabel="rank of what was added to the second matrix", ylabel="training loss (squared error), mean")
+    """The way of the cascades, and where plain LoRA ends."""
+    for arm, style in LOOKS.items():
+        mine, means = counted(rows, "teacher", arm), dict[float, Floats]()
+        for rank in sorted({float(row["change"] or 0) for row in mine}):
+            means[rank] = np.array([float(row["loss"] or math.nan) for row in mine if row["change"] == rank])
+        if ARMS[arm].cascades:
+            ax.plot(list(means), [c.mean() for c in means.values()], color=style.color, ls=style.dash, lw=1.4)
+        else:
+            means = {max(means, default=0.0): final(rows, "teacher", arm, "loss")}
+        for rank, values in means.items():
+            _bar(ax, rank, values, style)
+    _legend(ax)
+    _log_losses(ax)
+    ax.set_xlabel("rank of what was added to the second matrix")
 
 
 def _rates(ax: Axes, rows: Rows) -> None:
@@ -76,7 +100,7 @@ def _rates(ax: Axes, rows: Rows) -> None:
 
 
 def _epochs(ax: Axes, rows: Rows) -> None:
-    _curves(ax, rows, "text", "epoch", "val_loss")
+    _curves(ax, rows, "text", "epoch", "val_loss", shift=0.04)
     ax.set_xticks(range(1, SETTINGS["text"].cascades + 1))
     ax.set(xlabel="epochs, each a cascade of LoRASC", ylabel="validation loss (nats), mean")
 

@@ -78,3 +78,24 @@ class ModelGradient:
                 p.copy_(piece.view_as(p))
         gradients = torch.autograd.grad(self.loss(self.model, draw), params, allow_unused=True)
         return flat(torch.zeros_like(p) if g is None else g for p, g in zip(params, gradients, strict=True))
+
+
+class Worker:
+    """A worker: what it answers to each piece of work, numbered.
+
+    >>> worker = Worker(1, lambda weights, draw: 2 * weights)
+    >>> sent = worker(Answer(1, index=5, draw=9, weights=torch.ones(2)))
+    >>> sent.index, sent.draw, sent.number, sent.gradient
+    (5, 9, 0, tensor([2., 2.]))
+    """
+
+    def __init__(self, worker: int, compute: Compute) -> None:
+        self.worker, self.compute = worker, compute
+        self.sent = 0
+
+    def __call__(self, answer: Answer) -> Gradient:
+        """The gradient that an answer asks for, which must not be one to stop."""
+        assert answer.weights is not None
+        gradient = self.compute(answer.weights, answer.draw)
+        self.sent += 1
+        return Gradient(self.worker, answer.index, answer.draw, self.sent - 1, gradient)

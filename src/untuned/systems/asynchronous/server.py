@@ -79,6 +79,8 @@ class Server:
             raise ValueError(f"Server: workers must be 1 or more, not {workers!r}.")
         if stale not in ("drop", "cap"):
             raise ValueError(f"Server: stale must be 'drop' or 'cap', not {stale!r}.")
+        if getattr(getattr(optimizer, "recipe", None), "driven", False):
+            raise ValueError(f"Server: {type(optimizer).__name__} reads the loss in every step; workers send none.")
         self.indexed = takes_index(optimizer)
         if stale == "cap" and not self.indexed:
             raise ValueError(f"Server: stale='cap' needs a step with an index; {type(optimizer).__name__} has none.")

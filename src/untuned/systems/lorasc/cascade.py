@@ -39,7 +39,7 @@ class CascadeLoRA:
     Without `every` a cascade lasts from a call of `begin` to one of `end`, an epoch say.
 
     Args:
-        model: has LoRA layers, those of `add_lora` or those of PEFT around linear layers.
+        model: has LoRA layers, those of `add_lora` or those of PEFT around linear layers, and is where it is trained.
         optimizer: trains the experts; one of this library or of torch. With an averaging method of this library it is
             the averaged point that is merged.
         slow: how S_t follows from the fast experts: "product", an average that forgets exponentially; "window", the
@@ -61,6 +61,7 @@ class CascadeLoRA:
 
     With noise, or with weights of 16 bits, a copy of W in float32 is kept: it is what experts are added to, and what
     the weights are set back to, so that noise leaves no bit behind and small merges into 16 bits are not rounded away.
+    The slow expert of "product" takes a second one, the others only factors.
 
     Raises:
         ValueError: an option out of range; no LoRA layer; one whose weight is quantised, trained itself or shared with
@@ -99,8 +100,12 @@ class CascadeLoRA:
         self.cascades, self.steps, self.running, self.finished = 0, 0, False, False
         self.experts = find(model, adapter)
         _check_trained(optimizer, self.experts)
-        kept = [noise > 0 or expert.weight.dtype != expert.wide for expert in self.experts]
-        self._kept = [e.weight.detach().to(e.wide, copy=True) if k else None for e, k in zip(self.experts, kept)]  # noqa: B905
+        self._kept = [  # W without noise; None where the weight itself is that
+            expert.weight.detach().to(expert.wide, copy=True)
+            if noise > 0 or expert.weight.dtype != expert.wide
+            else None
+            for expert in self.experts
+        ]
         self._spread = [0.0 for _ in self.experts]  # the standard deviations of W in this cascade
         self._slow: list[State] = [{} for _ in self.experts]
         for state, expert in zip(self._slow, self.experts, strict=True):
@@ -140,8 +145,7 @@ class CascadeLoRA:
         for expert in self.experts:
             if not all(factor.isfinite().all() for factor in expert.factors):
                 raise FloatingPointError(f"the expert of {expert.name!r} is not finite, so it was not merged")
-        averaged = getattr(self.optimizer, "averaged_parameters", contextlib.nullcontext)
-        with averaged():
+        with _averaged(self.optimizer):
             for state, expert in zip(self._slow, self.experts, strict=True):
                 self.law.take(state, expert)
         self.running, self.cascades, self.steps = False, self.cascades + 1, 0
@@ -175,7 +179,7 @@ class CascadeLoRA:
     @contextlib.contextmanager
     def without_noise(self) -> Iterator[None]:
         """The backbone without the noise of the cascade inside the `with` block, for an evaluation in its middle."""
-        places = range(len(self.experts)) if self.running else ()
+        places = range(len(self.experts))
         with torch.no_grad():
             for i in places:
                 self._put_back(i)
@@ -183,7 +187,7 @@ class CascadeLoRA:
             yield
         finally:
             with torch.no_grad():
-                for i in places:
+                for i in places if self.running else ():
                     self._add_noise(i)
 
     def _expect(self, call: str, running: bool | None) -> None:
@@ -308,6 +312,12 @@ def _check_trained(optimizer: torch.optim.Optimizer, experts: list[Expert]) -> N
                 f"the optimizer does not train the expert of {expert.name!r}: build it from the parameters of the "
                 f"model after LoRA was added"
             )
+
+
+def _averaged(optimizer: Any) -> contextlib.AbstractContextManager[Any]:
+    """Inside, the parameters hold the point that an averaging method evaluates, also if accelerate has wrapped it."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return getattr(inner, "averaged_parameters", contextlib.nullcontext)()
 
 
 def _forget(optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
