@@ -94,9 +94,13 @@ def test_all_schedules_use_the_same_number_of_samples(method: str, monkeypatch: 
     assert (max(used) > 32) == (method == "batch") and (row["beta_at_end"] < 0.9) == (method == "beta")
 
 
-def test_the_search_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    goal = {**runs.SWEEP, "from": 2, "least": 1, "every": 2, "limit": 6}
-    monkeypatch.setattr(runs, "SWEEP", {**goal, "eps_sq": 0.0})
-    assert runs.steps_to_goal(batch=8, seed=5)[0]["steps"] is None
-    monkeypatch.setattr(runs, "SWEEP", {**goal, "eps_sq": 1e9})
-    assert runs.steps_to_goal(batch=8, seed=5)[0]["steps"] == 2
+def test_the_search_gives_up_and_a_dead_network_does_not_meet_the_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(eps_sq: float, loss: float) -> object:
+        monkeypatch.setattr(runs, "SWEEP", {**goal, "eps_sq": eps_sq})
+        monkeypatch.setattr(runs, "training_loss", lambda model: loss)
+        return runs.steps_to_goal(batch=8, seed=5)[0]["steps"]
+
+    goal = {**runs.SWEEP, "from": 2, "least": 2, "every": 2, "limit": 6}
+    assert found(0.0, 0.5) is None
+    assert found(1e9, 0.5) == 4
+    assert found(1e9, 2.3) is None

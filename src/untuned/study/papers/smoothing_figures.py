@@ -18,12 +18,12 @@ def panels(rows: Rows) -> list[Panel]:
     n = len({row["seed"] for row in rows["noise"]})
     fresh = len({row["seed"] for row in rows["schedule"] if row["seed"] >= 100})  # type: ignore[operator]
     return [
-        (f"Heavy ball, beta 0.9: noise of the direction, n = {n} seeds", partial(_noise, rows=rows, kind="shb")),
-        (f"Averaged, beta 0.9: noise of the direction, n = {n} seeds", partial(_noise, rows=rows, kind="nshb")),
-        (f"Delta of one and the same path in two forms, n = {n} seeds", partial(_forms, rows=rows)),
+        (f"Heavy ball, beta 0.9: noise, n = {n} seeds", partial(_noise, rows=rows, kind="shb")),
+        (f"Averaged, beta 0.9: noise, n = {n} seeds", partial(_noise, rows=rows, kind="nshb")),
+        (f"Delta of one path in two forms, n = {n} seeds", partial(_forms, rows=rows)),
         (f"Search for the critical batch size, n = {n} seeds", partial(_critical, rows=rows)),
         (f"Accuracy by schedule and learning rate, n = {n} seeds", partial(_rates, rows=rows)),
-        (f"Accuracy at the best learning rate, n = {fresh} fresh seeds", partial(_finals, rows=rows)),
+        (f"At the best learning rate, n = {fresh} fresh seeds", partial(_finals, rows=rows)),
     ]
 
 
@@ -62,7 +62,10 @@ def _noise(ax: Axes, rows: Rows, kind: str) -> None:
         _mean(ax, [float(b) for b in batches], values, style.color, style.marker, style.dash, title)
     _batch_axis(ax, batches)
     ax.set_yscale("log")
-    ax.legend(frameon=False, fontsize=8, handlelength=4, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    ax.set_yticks(ticks := [0.03, 0.1, 0.3, 1, 3, 10, 30], [f"{y:g}" for y in ticks])
+    ax.minorticks_off()
+    ax.set_ylim((0.2, 60) if kind == "shb" else (0.02, 15))
+    ax.legend(frameon=False, fontsize=8, handlelength=4, ncol=2, loc="lower left")
     ax.set(ylabel="root mean square of |d - grad f|")
 
 
@@ -113,6 +116,8 @@ def _critical(ax: Axes, rows: Rows) -> None:
         ax.plot([], [], "x", color=INK, label="goal not reached")
     _batch_axis(ax, batches)
     ax.set_yscale("log")
+    ax.set_yticks([5e3, 1e4, 2e4, 5e4, 1e5, 2e5], ["5,000", "10,000", "20,000", "50,000", "100,000", "200,000"])
+    ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8.5, handlelength=4)
     ax.set(ylabel="samples to the goal, b K(b)")
 
@@ -139,8 +144,9 @@ def _rates(ax: Axes, rows: Rows) -> None:
     ax.set_xscale("log")
     ax.set_xticks(etas, [f"{eta:g}" for eta in etas])
     ax.minorticks_off()
+    ax.set_ylim(74, 85)
     ax.legend(frameon=False, fontsize=8.5, handlelength=4, loc="lower left")
-    ax.set(xlabel="eta = lr / (1 - beta) at the start", ylabel="accuracy (%)")
+    ax.set(xlabel="eta = lr / (1 - beta) at the start", ylabel="accuracy (%); what is below 74 is not shown")
 
 
 def _finals(ax: Axes, rows: Rows) -> None:

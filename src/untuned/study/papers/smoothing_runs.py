@@ -13,7 +13,7 @@ from torch import nn
 from untuned.diagnostics import GraduatedSchedule, NoiseMeter, coupled_gamma, gradient_noise, noise_parts
 from untuned.diagnostics.critical_batch import CriticalBatch, critical_of
 from untuned.study.papers.frame import Job, Row, Rows
-from untuned.study.papers.momentum_runs import accuracy, drawn, full_loss, task, training_loss
+from untuned.study.papers.momentum_runs import UNTRAINED, accuracy, drawn, full_loss, task, training_loss
 from untuned.study.stats import Floats
 
 ETA = 0.05  # of the runs that are measured, coupled: torch's lr is eta (1 - beta) for heavy ball and eta for averaging
@@ -23,10 +23,10 @@ SETTLE, SKIP, WINDOW = 150, 60, 100  # steps before the meter, measured without 
 
 SWEEP = {
     "eta": 0.2,
-    "eps_sq": 1.2,
+    "eps_sq": 1.0,
     "from": 100,
     "least": 10,
-    "every": 20,
+    "every": 40,
     "limit": 2400,
 }  # the search for the critical batch size
 SIZES = (4, 8, 16, 32, 64, 128)
@@ -106,7 +106,7 @@ def steps_to_goal(*, batch: int, seed: int) -> list[Row]:
             if not math.isfinite(norm):
                 break
             if len(squares) >= SWEEP["least"] and np.mean(squares) <= SWEEP["eps_sq"]:
-                reached = step
+                reached = step if training_loss(model) < UNTRAINED / 2 else None  # None: its units are dead
                 break
         optimizer.zero_grad()
         loss().backward()
