@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Generator
 from multiprocessing.process import BaseProcess
@@ -18,9 +19,16 @@ LOCALHOST = "127.0.0.1"
 
 @contextlib.contextmanager
 def started(
-    engine: str, workers: int, target: Callable[..., None], arguments: tuple[Any, ...], timeout: float
+    engine: str,
+    workers: int,
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+    timeout: float,
+    **environment: str,
 ) -> Generator[tuple[TCPStore, list[BaseProcess]]]:
     """Processes that run `target(worker, port, *arguments)` and have called `ready`; afterwards there are none.
+
+    environment: variables that they have beside those of this process, unless it has them itself.
 
     Raises:
         RuntimeError: one has ended before it was ready, or was not ready within `timeout` seconds.
@@ -34,8 +42,9 @@ def started(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for process in processes:
-            process.start()
+        with _variables(environment):
+            for process in processes:
+                process.start()
         waiting, end = set(range(workers)), time.monotonic() + timeout
         while waiting:
             waiting = {worker for worker in waiting if not store.check([f"ready {worker}"])}
@@ -56,6 +65,17 @@ def started(
                 process.kill()
                 process.join()
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _variables(environment: dict[str, str]) -> Generator[None]:
+    added = environment.keys() - os.environ.keys()
+    os.environ.update({name: environment[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def ready(worker: int, port: int, timeout: float) -> TCPStore:

@@ -34,8 +34,8 @@ def train(
 
     As `gloo.train`, with other losses: a worker whose call fails is lost, be it that the process has died, that what
     computes gradients has raised, or that the call took longer than `timeout`; the others go on. PyTorch keeps this
-    package up without developing it further; its lines about closed pipes on stderr, at the end and at a death, are
-    harmless and do not appear where TORCH_CPP_LOG_LEVEL is ERROR.
+    package up without developing it further; a line or two about a closed pipe on stderr, at the end or when a worker
+    dies, are harmless and do not appear where TORCH_CPP_LOG_LEVEL is ERROR.
 
     Args:
         server: one with `steps`; on the CPU.
@@ -58,7 +58,8 @@ def train(
         raise ValueError("rpc.train: nothing ends it; give the server steps.")
     with tempfile.TemporaryDirectory(prefix="untuned-") as folder:
         group = _Group(folder, server.workers, timeout, getattr(rpc, "_init_counter", 0))
-        with started("rpc", server.workers, _worker, (group, work), timeout) as (store, processes):
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+        with started("rpc", server.workers, _worker, (group, work), timeout, **quiet) as (store, processes):
             group.join(server.workers)
             try:
                 return _Exchange(server, group, processes, silence, watch).run()
