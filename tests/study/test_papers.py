@@ -94,7 +94,7 @@ def test_a_study_is_run_once_grows_and_is_run_anew_when_its_version_is_raised(tm
 
 
 def test_a_job_that_raises_costs_its_own_rows_alone(tmp_path: Path, calls) -> None:
-    with pytest.raises(StudyError, match=r"2 of 4 jobs of squares failed, the first square\(x=13, seed=0\): Arith"):
+    with pytest.raises(StudyError, match=r"2 of 4 jobs of squares failed, the first square\(x=13, seed=[01]\): Arith"):
         make(study(13, 2), tmp_path / "out")
     assert len(calls()) == 4
     with pytest.raises(StudyError, match="2 of 4 jobs"):
