@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import untuned
-from untuned.study import tasks
-from untuned.systems.asynchronous import Compute, ModelGradient, Server, gloo, on_ray, replay, rpc
+from untuned.study.tasks.images import FashionCNN
+from untuned.systems.asynchronous import Compute, ModelGradient, Server, flat, gloo, on_ray, replay, rpc
 
 ENGINES = {"gloo": gloo, "rpc": rpc, "on_ray": on_ray}
 WORKERS, BATCH, MOMENTUM = 3, 32, 0.9
@@ -41,7 +41,7 @@ def optimizer(method: str, params: list[nn.Parameter], lr: float) -> tuple[torch
 
 def batch_gradient() -> ModelGradient:
     """The gradient of the loss on a batch that follows from the number of the draw."""
-    task = tasks.load("fashion-cnn")
+    task = FashionCNN()
 
     def loss(model: nn.Module, draw: int) -> Tensor:
         chosen = torch.randint(len(task.y), (BATCH,), generator=torch.Generator().manual_seed(draw))
@@ -52,7 +52,9 @@ def batch_gradient() -> ModelGradient:
 
 def work(worker: int, pace: float, slower: float) -> Compute:
     """Called in each worker's process: a gradient takes `pace` seconds there, `slower` times as long in the first's."""
-    return functools.partial(slowly, batch_gradient(), pace * (slower if worker == 0 else 1.0))
+    compute = batch_gradient()
+    compute(flat(compute.model.parameters()), 0)  # the first one takes longer, before the clock runs
+    return functools.partial(slowly, compute, pace * (slower if worker == 0 else 1.0))
 
 
 def slowly(compute: Compute, seconds: float, weights: Tensor, draw: int) -> Tensor:
@@ -64,7 +66,7 @@ def slowly(compute: Compute, seconds: float, weights: Tensor, draw: int) -> Tens
 
 def train(method: str, args: argparse.Namespace) -> tuple[Server, list[tuple[float, Tensor]]]:
     """-> the server, and the weights each second."""
-    model = tasks.load("fashion-cnn").model(seed=0)
+    model = FashionCNN().model(seed=0)
     stepper, synchronous = optimizer(method, list(model.parameters()), args.lr)
     server = Server(stepper, WORKERS, synchronous=synchronous, steps=10**9)
     kept = [(0.0, server.weights())]
@@ -85,7 +87,7 @@ def train(method: str, args: argparse.Namespace) -> tuple[Server, list[tuple[flo
 
 def replayed(method: str, server: Server, lr: float) -> bool:
     """Whether one process that repeats what arrived ends with the same weights."""
-    model = tasks.load("fashion-cnn").model(seed=0)
+    model = FashionCNN().model(seed=0)
     stepper, synchronous = optimizer(method, list(model.parameters()), lr)
     again = Server(stepper, WORKERS, synchronous=synchronous)
     replay(server.trace, batch_gradient(), again)
@@ -103,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    task, evaluated = tasks.load("fashion-cnn"), batch_gradient().model
+    task, evaluated = FashionCNN(), batch_gradient().model
     for method in args.methods:
         server, kept = train(method, args)
         shares = [sum(sender == worker for sender, *_ in server.trace) for worker in range(WORKERS)]

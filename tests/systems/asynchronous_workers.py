@@ -57,3 +57,26 @@ def hanging(worker: int) -> Compute:
 def _hanging(weights: torch.Tensor, draw: int, worker: int) -> torch.Tensor:
     time.sleep(60.0 if worker == 1 and draw > 2 else 0.002)
     return compute(weights, draw)
+
+
+def raising_or_hanging(worker: int) -> Compute:
+    """Workers 0 and 2 raise at a draw beyond 20, worker 1 sleeps for long there."""
+    return functools.partial(_raising_or_hanging, worker=worker)
+
+
+def _raising_or_hanging(weights: torch.Tensor, draw: int, worker: int) -> torch.Tensor:
+    if draw > 20 and worker == 1:
+        time.sleep(60.0)
+    if draw > 20:
+        raise OSError("the disk is gone")
+    time.sleep(0.005)
+    return compute(weights, draw)
+
+
+def cutting(worker: int) -> Compute:
+    """Worker 1 sends one number."""
+    return _cutting if worker == 1 else compute
+
+
+def _cutting(weights: torch.Tensor, draw: int) -> torch.Tensor:
+    return compute(weights, draw)[:1]

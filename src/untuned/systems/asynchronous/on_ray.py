@@ -173,7 +173,7 @@ def _await(ray: Any, actors: list[Any], timeout: float) -> None:
         )
 
 
-def _why(ray: Any, error: BaseException) -> str:
+def _why(ray: Any, error: Any) -> str:
     """What became of a worker, as a verb with what belongs to it."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return f"raised {type(error.cause).__name__}: {_line(error.cause)}"
