@@ -7,7 +7,7 @@ import pytest
 
 from untuned.diagnostics import critical_batch, noise_parts, noise_scale
 from untuned.diagnostics.critical_batch import critical_of
-from untuned.diagnostics.noise_scale import FORMULAS, beta_of, bhat
+from untuned.noise_scale import FORMULAS, beta_of, bhat
 
 CIFAR = {"b": 128, "C2": 25.318, "K": 1.77}  # ResNet18 in the published code
 

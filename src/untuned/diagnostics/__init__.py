@@ -2,19 +2,15 @@
 
 from untuned.diagnostics.checkpoints import TrajectoryMap, trajectory_map
 from untuned.diagnostics.critical_batch import CriticalBatch, critical_batch
-from untuned.diagnostics.graduated import GraduatedSchedule
 from untuned.diagnostics.noise_meter import Noise, NoiseMeter, gradient_noise
-from untuned.diagnostics.noise_scale import noise_parts, noise_scale
 from untuned.diagnostics.quadratic import coupled_eta, coupled_gamma, stationary_variance
 from untuned.diagnostics.saddle import Ratios, SaddleMonitor
-from untuned.diagnostics.svag import SVAG, pairs
 from untuned.diagnostics.trajectory import TrajectoryRecorder
 from untuned.diagnostics.trajectory_measures import Measures, Series, random_walk_similarity
+from untuned.noise_scale import noise_parts, noise_scale
 
 __all__ = [
-    "SVAG",
     "CriticalBatch",
-    "GraduatedSchedule",
     "Measures",
     "Noise",
     "NoiseMeter",
@@ -29,7 +25,6 @@ __all__ = [
     "gradient_noise",
     "noise_parts",
     "noise_scale",
-    "pairs",
     "random_walk_similarity",
     "stationary_variance",
     "trajectory_map",

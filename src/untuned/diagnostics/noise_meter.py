@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from untuned.diagnostics.inner import innermost
+from untuned.wrappers.weights import innermost
 
 Loss = Callable[[], Tensor | Iterable[Tensor]]
 _attached: WeakSet[torch.optim.Optimizer] = WeakSet()

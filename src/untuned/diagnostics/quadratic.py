@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from untuned.diagnostics.svag import coefficients
+from untuned.wrappers.svag import coefficients
 
 Floats = NDArray[np.float64]
 

@@ -4,5 +4,6 @@ from untuned.wrappers.effective_lr import EffectiveLR
 from untuned.wrappers.extrapolated import Extrapolated
 from untuned.wrappers.norms import NormReport, insert_norms
 from untuned.wrappers.projector import WeightProjector
+from untuned.wrappers.svag import SVAG, pairs
 
-__all__ = ["EffectiveLR", "Extrapolated", "NormReport", "WeightProjector", "insert_norms"]
+__all__ = ["SVAG", "EffectiveLR", "Extrapolated", "NormReport", "WeightProjector", "insert_norms", "pairs"]

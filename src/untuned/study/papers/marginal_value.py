@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from untuned.diagnostics import SVAG, coupled_gamma, stationary_variance
+from untuned.diagnostics import coupled_gamma, stationary_variance
 from untuned.diagnostics.quadratic import largest_stable_eta, mean_path_gap, simulate
 from untuned.study.papers.frame import Claim, Job, PaperStudy, Row, Rows, Table, told
 from untuned.study.papers.marginal_value_figures import panels
 from untuned.study.papers.momentum_runs import TASK, accuracy, drawn, full_loss, learned, task, training_loss
 from untuned.study.stats import Floats, interval
+from untuned.wrappers import SVAG
 
 H, S2 = 1.3, 0.7  # curvature and noise of the laboratory
 BETAS, LARGE = (0.0, 0.9, 0.97), 0.9

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from untuned.diagnostics import GraduatedSchedule, NoiseMeter, coupled_gamma, gradient_noise, noise_parts
+from untuned.diagnostics import NoiseMeter, coupled_gamma, gradient_noise, noise_parts
 from untuned.diagnostics.critical_batch import CriticalBatch, critical_of
+from untuned.schedules import GraduatedSchedule
 from untuned.study.papers.frame import Job, Row, Rows
 from untuned.study.papers.momentum_runs import UNTRAINED, accuracy, drawn, full_loss, task, training_loss
 from untuned.study.stats import Floats

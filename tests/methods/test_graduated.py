@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import untuned
-from untuned.diagnostics import GraduatedSchedule, noise_scale
+from untuned.diagnostics import noise_scale
+from untuned.schedules import GraduatedSchedule
 
 CIFAR = {"batch_size": 128, "C2": 25.318, "K": 1.77}
 

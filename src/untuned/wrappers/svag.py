@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from untuned.diagnostics.inner import innermost
+from untuned.wrappers.weights import innermost
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class SVAG:
     ValueError, with nothing done, for an l that is no whole number from 1 and for optimizers without lr.
 
     >>> import torch
-    >>> from untuned.diagnostics import SVAG
+    >>> from untuned.wrappers import SVAG
     >>> w = torch.nn.Parameter(torch.tensor([4.0]))
     >>> svag = SVAG(torch.optim.SGD([w], lr=0.5), l=5)
     >>> batches = iter([1.0, 2.0])

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from untuned.diagnostics.inner import innermost
-from untuned.diagnostics.noise_scale import beta_of, noise_parts, noise_scale
+from untuned.noise_scale import beta_of, noise_parts, noise_scale
+from untuned.wrappers.weights import innermost
 
 DAMPENED = {"sgd": False, "shb": False, "nshb": True}
 
@@ -33,7 +33,7 @@ class GraduatedSchedule:
     can vary (beta of "sgd").
 
     >>> import torch
-    >>> from untuned.diagnostics import GraduatedSchedule
+    >>> from untuned.schedules import GraduatedSchedule
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
     >>> schedule = GraduatedSchedule(
     ...     optimizer, stages=4, vary="beta", kind="shb", batch_size=128, C2=25.318, K=1.77

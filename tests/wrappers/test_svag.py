@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import untuned
-from untuned.diagnostics import SVAG, pairs
-from untuned.diagnostics.svag import coefficients
+from untuned.wrappers import SVAG, pairs
+from untuned.wrappers.svag import coefficients
 
 
 def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
