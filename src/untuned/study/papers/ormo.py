@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,7 @@ def _grid(rows: Rows, task: str, method: str) -> tuple[list[float], float | None
     return tried, best
 
 
+@functools.cache
 def _there(task: str) -> bool:
     try:
         tasks.load(task)
