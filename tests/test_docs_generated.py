@@ -26,6 +26,7 @@ import guide_page  # noqa: E402
 import guide_study  # noqa: E402
 import method_pages  # noqa: E402
 import method_study  # noqa: E402
+import paper_pages  # noqa: E402
 import wrapper_study  # noqa: E402
 
 METHODS = [untuned.get(name) for name in untuned.list()]
@@ -37,6 +38,10 @@ def test_pages_of_methods_are_up_to_date() -> None:
 
 def test_guide_is_up_to_date() -> None:
     assert guide_page.main(["--check"]) == 0, "run: python scripts/guide_page.py"
+
+
+def test_pages_of_studies_of_papers_are_up_to_date() -> None:
+    assert paper_pages.main(["--check"]) == 0, "run: python scripts/paper_pages.py"
 
 
 @pytest.fixture(scope="module")
