@@ -34,7 +34,10 @@ def work(worker: int) -> Compute:
 
 def server(method: str, dim: int, workers: int, steps: int) -> Server:
     p = torch.nn.Parameter(torch.ones(dim))
-    optimizer = untuned.OrMo([p], 1e-3, num_workers=workers) if method == "ormo" else untuned.SGD([p], 1e-3, 0.9)
+    if method == "ormo":
+        optimizer = untuned.OrMo([p], 1e-3, num_workers=workers, skip_nonfinite=False)
+    else:
+        optimizer = untuned.SGD([p], 1e-3, 0.9, skip_nonfinite=False)
     return Server(optimizer, workers, steps=steps)
 
 

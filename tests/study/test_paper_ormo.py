@@ -186,9 +186,9 @@ def test_pages_are_drawn_from_rows_alone() -> None:
     _, rows = rounds(3, {"naive": 1.4})
     panels = ormo.STUDY.panels(rows)
     assert [title for title, _ in panels] == [
-        "Parabola, 16 workers, two of them slow, n = 3 seeds",
-        "Fashion CNN, 16 workers, two of them slow, n = 2 seeds",
-        "Fashion CNN, real processes, one of three slow, n = 1",
+        "Parabola, 16 workers, 2 slow, n = 3 seeds",
+        "Fashion CNN, 16 workers, 2 slow, n = 2 seeds",
+        "Fashion CNN, 3 processes, 1 slow, n = 1",
     ]
     for _, draw in panels:
         ax = Figure().subplots()

@@ -18,13 +18,13 @@ def panels(rows: Rows) -> list[Panel]:
     """Final loss against the learning rate on the parabola, and a network against virtual time and against time."""
     looks = styles(METHODS)
     n = len(losses(rows, "ormo", 16, True))
-    found = [(f"Parabola, 16 workers, two of them slow, n = {n} seeds", partial(_sensitivity, rows=rows, looks=looks))]
+    found = [(f"Parabola, 16 workers, 2 slow, n = {n} seeds", partial(_sensitivity, rows=rows, looks=looks))]
     n = len(fresh(rows, "fashion-cnn", "ormo"))
     if n:
-        title = f"Fashion CNN, 16 workers, two of them slow, n = {n} seeds"
+        title = f"Fashion CNN, 16 workers, 2 slow, n = {n} seeds"
         found.append((title, partial(_curves, rows=rows, looks=looks, task="fashion-cnn")))
     if rows.get("processes"):
-        found.append(("Fashion CNN, real processes, one of three slow, n = 1", partial(_wall, rows=rows, looks=looks)))
+        found.append(("Fashion CNN, 3 processes, 1 slow, n = 1", partial(_wall, rows=rows, looks=looks)))
     return found
 
 
@@ -51,10 +51,11 @@ def _curves(ax: Axes, rows: Rows, looks: Mapping[str, Style], task: str) -> None
         times = np.mean([[value(r, "seconds") for r in curve[1:length]] for curve in found], 0)
         values = np.array([[value(r, "val_loss") for r in curve[1:length]] for curve in found])
         ax.plot(times, values.mean(0), color=style.color, ls=style.dash, marker=style.marker, ms=4, label=style.label)
-        ax.fill_between(times, values.min(0), values.max(0), color=style.color, alpha=0.15, lw=0)
+        ax.fill_between(times, values.min(0), values.max(0), color=style.color, alpha=0.1, lw=0)
     ax.set_xscale("log")
+    ax.set_ylim(bottom=0.0)
     _chance(ax)
-    ax.legend(frameon=False, fontsize=8.5, handlelength=4)
+    ax.legend(loc="lower left", frameon=False, fontsize=8.5, handlelength=4)
     ax.set(xlabel="virtual time (mean time of a gradient)", ylabel="validation loss, mean and range")
 
 
@@ -71,6 +72,6 @@ def _wall(ax: Axes, rows: Rows, looks: Mapping[str, Style]) -> None:
 
 def _chance(ax: Axes) -> None:
     ax.axhline(CHANCE, color=INK, lw=0.9, ls=(0, (2, 2)))
-    ax.annotate("chance", (0.02, CHANCE), (0, -3), va="top", fontsize=8.5, xycoords=("axes fraction", "data"),
-                textcoords="offset points")  # fmt: skip
+    ax.annotate("chance", (0.98, CHANCE), (0, -3), ha="right", va="top", fontsize=8.5,
+                xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     ax.set_ylim(top=CHANCE * 1.04)

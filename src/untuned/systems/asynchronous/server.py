@@ -27,7 +27,8 @@ class Server:
     `untuned.SGD` it is asynchronous SGD, and with momentum in it the naive momentum of the order of arrival.
 
     Args:
-        optimizer: of the server's parameters, all of one dtype on one device; those in its groups are served.
+        optimizer: of the server's parameters, all of one dtype on one device; those in its groups are served. One of
+            this library may have skip_nonfinite=False, which is faster: the server looks itself.
         workers: how many there are, K, numbered from 0. It stays K when some are lost.
         synchronous: answer when all workers that compute have sent their gradient. An optimizer without an index then
             takes one step on the mean of the round (with momentum SSGDm); one with an index takes a step for each
