@@ -77,7 +77,9 @@ class Killed:
     def __call__(self, weights: torch.Tensor, draw: int) -> torch.Tensor:
         self.calls += 1
         if self.calls == 2:
-            threading.Timer(self.moment, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            timer = threading.Timer(self.moment, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
         return slowly(weights, draw, 0.002)
 
 

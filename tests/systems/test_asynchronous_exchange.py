@@ -41,8 +41,10 @@ class Direct(Exchange):
             self.inbox.put(event)
 
 
-def server(steps: int = 40, **options: bool) -> Server:
-    return Server(untuned.OrMo([torch.nn.Parameter(torch.ones(3))], 0.05, num_workers=2), 2, steps=steps, **options)
+def server(steps: int = 40, synchronous: bool = False) -> Server:
+    return Server(
+        untuned.OrMo([torch.nn.Parameter(torch.ones(3))], 0.05, num_workers=2), 2, steps=steps, synchronous=synchronous
+    )
 
 
 def test_all_is_applied_and_everybody_is_told_to_stop() -> None:
