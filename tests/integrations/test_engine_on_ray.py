@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import asynchronous_workers
 import engine_checks
 import pytest
-import ray
 import torch
 from engine_checks import EngineChecks, Ran, server
 
 from untuned.systems.asynchronous import on_ray, replay
+
+ray = pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.integrations, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 

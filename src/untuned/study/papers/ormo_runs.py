@@ -194,6 +194,7 @@ def processes(*, effective: float, budget: float, seconds: float, slower: float)
     for method in ("asgd", "naive", "ormo", "ormo_da", "ssgdm"):
         lr = effective if method == "asgd" else effective * (1 - BETA)
         make: Callable[[], Server] = functools.partial(_fresh, problem, method, lr)
+        _warm_up(make())
         server, kept = make(), list[tuple[float, int, torch.Tensor]]()
 
         def watch(server: Server, now: float, kept: list[tuple[float, int, torch.Tensor]] = kept) -> None:
@@ -213,6 +214,13 @@ def processes(*, effective: float, budget: float, seconds: float, slower: float)
             row: Row = {"method": method, "seconds_since": now, "gradients": index, **looks, "replayed": same}
             found.append(row | {f"of_worker_{worker}": share for worker, share in enumerate(shares)})
     return found
+
+
+def _warm_up(server: Server) -> None:
+    """The first step of a method takes about a second more, which is not its own."""
+    for p in server.params:
+        p.grad = torch.zeros_like(p)
+    server.optimizer.step()
 
 
 def _fresh(problem: tasks.Task, method: str, lr: float) -> Server:
