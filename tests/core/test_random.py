@@ -20,6 +20,13 @@ FITTING = st.one_of(st.sampled_from([1e-8, 1e-3, 0.25, 0.5, 0.9]), st.floats(1e-
 NUMBERS = st.one_of(FITTING, st.sampled_from([0, 0.0, 1, 1.0, 2.0, 5, -1.0, -1e-9, math.nan, math.inf, -math.inf]))
 PAIRS = st.one_of(st.tuples(FITTING, FITTING), st.tuples(NUMBERS, NUMBERS), st.lists(NUMBERS, max_size=3))
 WRONG = st.sampled_from(["0.1", None, True, (), [1.0], b"1", torch.ones(2), {}])
+CHOICES = {
+    "scope": ["tensor", "group", "model"],
+    "version": ["final", "v2025-03", "v2024-04", "v2024-03"],
+    "rule": ["abs", "power"],
+    "open_rule": ["index", "lazy"],
+    "late_step": ["ordered", "vanilla"],
+}
 Configuration = tuple[str, dict[str, Any], list[dict[str, Any]]]
 
 
@@ -38,12 +45,12 @@ def fitting(option: str, default: Any) -> st.SearchStrategy[Any]:
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, str):
-        return st.sampled_from(["tensor", "group", "model"])
+        return st.sampled_from(CHOICES[option])
     if isinstance(default, tuple):
         return st.tuples(*[FITTING] * len(default))
-    if option in ("samples", "seed", "slice_p", "warmup_steps"):
+    if option in ("num_workers", "samples", "seed", "slice_p", "warmup_steps"):
         return st.integers(6, 9)
-    return FITTING.map(lambda v: 1 + v) if option == "growth_rate" else FITTING
+    return FITTING.map(lambda v: 1 + v) if option in ("delay_cap", "growth_rate") else FITTING
 
 
 def anything(option: str, default: Any) -> st.SearchStrategy[Any]:
