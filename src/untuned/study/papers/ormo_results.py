@@ -47,7 +47,7 @@ def at_their_best(rows: Rows, method: str, workers: int, slow: bool) -> Floats:
 
 def largest_stable(rows: Rows, method: str, workers: int, slow: bool) -> float:
     """The largest learning rate at which all seeds end below where they started."""
-    stable = (losses(rows, method, workers, slow) < START).all(0)
+    stable = np.all(losses(rows, method, workers, slow) < START, axis=0).tolist()
     return max((lr for lr, good in zip(LRS, stable, strict=True) if good), default=math.nan)
 
 
@@ -61,7 +61,7 @@ def curves(rows: Rows, task: str, method: str, effective: float | None = None) -
     found: Curve = {}
     for r in rows.get("network", ()):
         if (r["task"], r["method"]) == (task, method) and effective in (None, r["effective"]):
-            found.setdefault(_number(r["seed"]), []).append(r)
+            found.setdefault(int(_number(r["seed"])), []).append(r)
     return found
 
 

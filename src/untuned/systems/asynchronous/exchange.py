@@ -116,3 +116,16 @@ class Exchange(abc.ABC):
             return self.inbox.get(timeout=max(left, 0.0))
         except queue.Empty:
             return Lost(quietest, f"was silent for {self.patience:g} s")
+
+
+class CallExchange(Exchange):
+    """Of engines in which work is a call: sending it is calling, and a call that was no answer is made anew."""
+
+    def __init__(self, server: Server, timeout: float, silence: float | None, watch: Watch | None) -> None:
+        super().__init__(server, timeout, silence, watch)
+        self.given: dict[int, Answer] = {}
+
+    def send(self, answer: Answer) -> None:
+        if not answer.stop:
+            self.given[answer.worker] = answer
+            self.listen(answer.worker)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from untuned._version import __version__
-from untuned.systems.asynchronous.exchange import Back, Exchange, Lost, Run, Watch
+from untuned.systems.asynchronous.exchange import Back, CallExchange, Lost, Run, Watch
 from untuned.systems.asynchronous.messages import Answer, Compute, Gradient, Worker
 from untuned.systems.asynchronous.server import Server
 
@@ -75,7 +75,7 @@ def train(
             ray.shutdown()
 
 
-class _Exchange(Exchange):
+class _Exchange(CallExchange):
     """A call for each piece of work; what it returns, or that it failed, comes by a thread of Ray's."""
 
     def __init__(
@@ -83,12 +83,6 @@ class _Exchange(Exchange):
     ) -> None:
         super().__init__(server, timeout, silence, watch)
         self.ray, self.actors = ray, actors
-        self.given: dict[int, Answer] = {}
-
-    def send(self, answer: Answer) -> None:
-        if not answer.stop:
-            self.given[answer.worker] = answer
-            self.listen(answer.worker)
 
     def listen(self, worker: int) -> None:
         answer = self.given[worker]

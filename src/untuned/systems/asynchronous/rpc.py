@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from untuned.systems.asynchronous.exchange import Exchange, Lost, Run, Watch
+from untuned.systems.asynchronous.exchange import CallExchange, Lost, Run, Watch
 from untuned.systems.asynchronous.messages import Answer, Compute, Gradient, Worker
 from untuned.systems.asynchronous.processes import ended, ready, started
 from untuned.systems.asynchronous.server import Server
@@ -95,7 +95,7 @@ class _Group:
             rpc.init_rpc(self.name(rank), rank=rank, world_size=self.workers + 1, rpc_backend_options=options)
 
 
-class _Exchange(Exchange):
+class _Exchange(CallExchange):
     """A call for each piece of work; what it returns, or that it failed, comes by a thread of RPC."""
 
     def __init__(
@@ -103,12 +103,6 @@ class _Exchange(Exchange):
     ) -> None:
         super().__init__(server, group.timeout, silence, watch)
         self.group, self.processes = group, processes
-        self.given: dict[int, Answer] = {}
-
-    def send(self, answer: Answer) -> None:
-        if not answer.stop:
-            self.given[answer.worker] = answer
-            self.listen(answer.worker)
 
     def listen(self, worker: int) -> None:
         answer = self.given[worker]
