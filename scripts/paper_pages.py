@@ -21,7 +21,7 @@ HEAD = """# Studies of papers
 
 <!-- Written by scripts/paper_pages.py: change the studies in src/untuned/study/papers instead. -->
 
-Seven works of the field, each as one command that runs in minutes on two cores, goes on where it was stopped, and
+Seven works of the field, each as one command that runs in minutes on two cores, resumes where it stopped, and
 writes a page with the figure that the paper argues with and a verdict on each of its claims. `make studies` runs all.
 
 | study | source | claims | command |

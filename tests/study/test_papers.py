@@ -154,7 +154,7 @@ def test_the_page_is_the_rows(tmp_path: Path, calls) -> None:
     rows.write_csv(of, tmp_path, make(of, tmp_path / "out"))
     page = pages.write(of, tmp_path)
     text = (tmp_path / "squares.md").read_text()
-    assert "**Of 1 claim 1 holds here.**" in text
+    assert "**Of 1 claim of the paper 1 holds here.**" in text
     assert "| Squares are positive | all | least 4.00 | **holds here** |" in text
     assert "| 3 | 19.0 |" in text
     assert "`untuned study squares`. 5 jobs, 0.0 minutes of one core in all, on 20" in text

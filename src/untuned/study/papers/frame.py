@@ -31,14 +31,21 @@ class Job:
     arguments: Mapping[str, Scalar]
 
 
+OURS = "not a claim of the paper"  # begins the `published` of a comparison or control that a study adds
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper beside what was found here."""
+    """A claim of the paper beside what was found here, or one that the study adds: its `published` begins with OURS."""
 
     says: str  # one sentence
     published: str  # the paper's number, or how much of the paper was read
     here: str  # the number found here, with n and interval
     verdict: ClaimVerdict
+
+    @property
+    def ours(self) -> bool:
+        return self.published.startswith(OURS)
 
 
 @dataclass(frozen=True)

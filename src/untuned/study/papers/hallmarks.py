@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from untuned.study.papers.frame import Claim, Job, PaperStudy, Rows, all_told, told
+from untuned.study.papers.frame import OURS, Claim, Job, PaperStudy, Rows, all_told, told
 from untuned.study.papers.hallmarks_figures import panels
 from untuned.study.papers.hallmarks_numbers import (
     BASE,
@@ -118,7 +118,7 @@ def _coupled(rows: Rows) -> Claim:
     return Claim(
         "What momentum does to the MDS is what a larger step does: 0.9 against 0 at the same lr / (1 - momentum) "
         f"changes it by at most {TENTH:g}",
-        "a control of this study, not of the paper",
+        f"{OURS}, a control",
         "; ".join(f"{task}: {said(value, 4)}" for task, value in values.items()),
         all_told([told(bounds(value), -TENTH, TENTH) for value in values.values()]),
     )
@@ -137,8 +137,8 @@ def _saturation(rows: Rows) -> list[Claim]:
             all_told([told(bounds(value), high=HALF_A_WALK) for value in ends.values()]),
         ),
         Claim(
-            "Late training goes to and fro: in the last quarter successive updates (each a fortieth of the run) differ "
-            f"by {NO_DIRECTION:g} degrees or more",
+            "Late training keeps no direction: in the last quarter successive updates (each a fortieth of the run) "
+            f"differ by {NO_DIRECTION:g} degrees or more (90: a random walk; more: oscillation)",
             "late behaviour is oscillation (abstract)",
             "; ".join(
                 f"{task}: {said(turns[task], 1, ' degrees', '')}, in the first quarter {first[task].mean():.1f}"
@@ -172,8 +172,8 @@ def _late(rows: Rows) -> list[Claim]:
     value = 100 * (branch(rows, "nothing", LATE) - whole)
     found.append(
         Claim(
-            f"That is more than nothing: no training {half} is worse than full training",
-            "a control of this study, not of the paper",
+            f"Going on matters at all: no training {half} is worse than full training",
+            f"{OURS}, a control",
             said(value, 2, " points"),
             told(bounds(value), high=0),
         )
@@ -203,7 +203,7 @@ learning rate that falls linearly to 0; after 1, 4, 8 or 12 epochs only some par
 Rules, written before the runs of this page. A setting lowers the MDS if the 95 % bootstrap interval over seeds of the
 difference of both ends, seed by seed, is at most 0 on both tasks; it does not if the interval is above 0 on one. Where
 a run diverged, nothing is told. The direction is found early if the interval of the mean angle is at most
-{HALF_A_WALK:g} degrees on both tasks; late training goes to and fro if that of the mean angle in the last quarter is
+{HALF_A_WALK:g} degrees on both tasks; late training keeps no direction if that of the mean angle in the last quarter is
 at least {NO_DIRECTION:g}. A branch matches full training if the interval of the difference of test accuracies lies
 within one point, for the switch after {LATE} epochs. One seed that is not among these ran for 80 steps before, to see
 that the code works. The control of momentum at the same lr / (1 - momentum) was added, with its limit (a tenth of what

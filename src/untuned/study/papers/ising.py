@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from untuned.study.papers.frame import Claim, Job, PaperStudy, Row, Rows, all_told, told
+from untuned.study.papers.frame import OURS, Claim, Job, PaperStudy, Row, Rows, all_told, told
 from untuned.study.papers.ising_figures import panels
 from untuned.study.papers.ising_runs import (
     CELLS,
@@ -110,10 +110,11 @@ def claims(rows: Rows) -> list[Claim]:
         _without(found, n),
         *_conditioning_claims(rows["conditioning"]),
         Claim(
-            "Not a claim of the paper: a sample of the machine with Adam succeeds more often than projected gradient "
-            "with restarts, at as many gradients",
-            "not compared in what was read",
-            f"share of successes, machine minus many starts: {said(ahead)}; {of}",
+            "A sample of the machine with Adam succeeds more often than projected gradient with restarts, at as many "
+            "gradients",
+            OURS,
+            f"share of successes, machine minus many starts: {said(ahead)}; {of}; where no optimum is proven it is the "
+            "least of 256 samples of projected gradient, which favours that",
             told(bounds(ahead), 0.01),
         ),
     ]

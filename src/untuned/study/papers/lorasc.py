@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from untuned.study.papers.frame import Claim, PaperStudy, Rows, Table, told
+from untuned.study.papers.frame import OURS, Claim, PaperStudy, Rows, Table, told
 from untuned.study.papers.lorasc_figures import panels
 from untuned.study.papers.lorasc_runs import ARMS, SETTINGS, TASK, best_lr, counted, final, jobs, plan, tuned
 from untuned.study.stats import Floats, interval
 
 ABSTRACT = "abstract only: "
-OUTSIDE = "not in what was read"
+OUTSIDE = OURS
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -63,22 +63,24 @@ def claims(rows: Rows) -> list[Claim]:
             loss("lorasc", "train_loss") - loss("lora", "train_loss"),
         ),
         _claim(
-            "MiniLM: LoRASC overfits less than LoRA of an expert's rank",
+            "MiniLM: the gap between validation and training loss is smaller with LoRASC than with LoRA of an expert's "
+            "rank",
             f"{ABSTRACT}it mitigates overfitting",
-            f"validation loss {_mean(loss('lorasc') - loss('lora'))} and training loss "
-            f"{_mean(loss('lorasc', 'train_loss') - loss('lora', 'train_loss'))} against LoRA's; gap of the two",
+            f"training loss {_mean(loss('lorasc', 'train_loss') - loss('lora', 'train_loss'))} and validation loss "
+            f"{_mean(loss('lorasc') - loss('lora'))} against LoRA's, so it is smaller because LoRASC fits "
+            "less; difference of the gaps",
             gap("lorasc") - gap("lora"),
         ),
         _claim(
             "MiniLM: noise on the backbone lowers the validation loss",
             f"{ABSTRACT}cascading noisy tuning bolsters generalization",
-            "noise 0.1 less none, each at its lr, in nats",
+            "noise 0.1 minus none, each at its lr, in nats",
             loss("lorasc") - loss("quiet"),
         ),
         _claim(
             "MiniLM: a slow expert lowers the validation loss",
             f"{ABSTRACT}the slow-fast update bolsters generalization",
-            "pace 0.5 less pace 1, without noise, each at its lr, in nats",
+            "pace 0.5 minus pace 1, without noise, each at its lr, in nats",
             loss("quiet") - loss("chain"),
         ),
     ]
@@ -154,11 +156,11 @@ STUDY = PaperStudy(
 0.1, the exponential average of the products, a merge at every cascade. The paper's values were not to be read, so these
 are ours, and so is the comparison with one LoRA of the rank of all experts, which trains as many times the parameters.
 
-Teacher: a tanh network 32-64-16 learns another one's function on 512 inputs in 600 full steps at a constant lr; six
-cascades of rank 2. MiniLM: the task `minilm-lora`, subjects of 1,440 paragraphs of help texts, 192 more for validation,
-in four epochs of batches of 16, the lr decaying linearly to zero; one cascade of rank 1 an epoch. Only the feed-forward
-part of the last of three layers is adapted, beside a new linear layer; features of what lies below are computed once.
-The paper fine-tunes large models.
+Teacher: a tanh network 32-64-16 learns another one's function on 512 inputs in 600 full-batch steps at a constant lr;
+six cascades of rank 2. MiniLM: the task `minilm-lora`, 1,440 paragraphs of help texts to tell apart by subject and 192
+more for validation, in four epochs of batches of 16, the lr decaying linearly to zero; one cascade of rank 1 an epoch.
+Only the feed-forward part of the last of three layers is adapted, beside a new linear layer; features of what lies
+below are computed once. The paper fine-tunes large models.
 
 Every arm has the lr, of a grid by half decades, with the lowest mean loss (validation loss of MiniLM) over two seeds
 that count for nothing else. The grid of 0.003 to 0.03 grows at an end as long as the best lr is that end. The
@@ -167,8 +169,9 @@ validation texts that choose the lr are also those reported, for all arms alike.
 Rules. Arms are compared seed by seed, with a 95 % bootstrap interval of the mean; a claim holds if the interval lies
 wholly on its side of zero (of one for a ratio), and does not hold if it lies wholly on the other. Before the rules were
 written, seed 0 of these arms and of variants (three and eight epochs, all layers adapted) had been looked at, to choose
-how long runs are. After the run, the two losses were put beside their gap: by that rule a method overfits less also if
-it only fits less.
+how long runs are. After the run, the two losses were put beside their gap: by that rule the gap is smaller also if
+a method only fits less. On the teacher the defaults are not the best: without noise and at pace 1, the last expert
+merged whole, LoRASC ends lower.
 """,
     jobs=jobs,
     claims=claims,

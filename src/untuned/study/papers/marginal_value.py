@@ -10,7 +10,7 @@ import torch
 
 from untuned.diagnostics import coupled_gamma, stationary_variance
 from untuned.diagnostics.quadratic import largest_stable_eta, mean_path_gap, simulate
-from untuned.study.papers.frame import Claim, Job, PaperStudy, Row, Rows, Table, told
+from untuned.study.papers.frame import OURS, Claim, Job, PaperStudy, Row, Rows, Table, told
 from untuned.study.papers.marginal_value_figures import panels
 from untuned.study.papers.momentum_runs import TASK, accuracy, drawn, full_loss, learned, task, training_loss
 from untuned.study.stats import Floats, interval
@@ -147,8 +147,8 @@ def claims(rows: Rows) -> list[Claim]:
                 f"{at.title.capitalize()}: with the learning rate coupled, momentum ends with no less than "
                 f"{RATIO:g} times the training loss of SGD, each at its best eta",
                 _PUBLISHED[name],
-                f"{np.exp(ratio.mean()):.3f} times ({_span(bounds, '.3f')}; eta {best[0.0]:g} and {best[LARGE]:g}, "
-                f"n = {len(ratio)} seeds)",
+                f"{np.exp(ratio.mean()):.3f} times ({_span(bounds, '.3f')}; SGD at eta {best[0.0]:g}, "
+                f"momentum {LARGE:g} at {best[LARGE]:g}, n = {len(ratio)} seeds)",
                 told(bounds, RATIO),
             )
         )
@@ -169,7 +169,7 @@ def claims(rows: Rows) -> list[Claim]:
 
 _PUBLISHED = {
     "small": "abstract only: limited benefits where the optimal learning rate is not very large",
-    "large": "not claimed: the abstract has it where the optimal learning rate is not very large and noise, not "
+    "large": f"{OURS}: the abstract has it where the optimal learning rate is not very large and noise, not "
     "curvature, makes the run unstable",
 }
 
@@ -184,8 +184,8 @@ def _gain(rows: Rows, name: str, each: bool, published: str) -> Claim:
         f"{SETTINGS[name].title.capitalize()}: with the learning rate coupled, momentum gains no more than {POINTS:g} "
         f"point of accuracy, {where}",
         published,
-        f"{gain.mean():+.2f} points ({_span(bounds, '+.2f')}; eta {other:g} and {best[LARGE]:g}, n = {len(gain)} "
-        f"seeds)",
+        f"{gain.mean():+.2f} points ({_span(bounds, '+.2f')}; SGD at eta {other:g}, "
+        f"momentum {LARGE:g} at {best[LARGE]:g}, n = {len(gain)} fresh seeds)",
         told(bounds, high=POINTS),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from untuned.study import tasks
-from untuned.study.papers.frame import Claim, Job, PaperStudy, Rows, Scalar, Table, all_told, told
+from untuned.study.papers.frame import OURS, Claim, Job, PaperStudy, Rows, Scalar, Table, all_told, told
 from untuned.study.papers.ormo_figures import panels
 from untuned.study.papers.ormo_results import (
     SETTINGS,
@@ -110,7 +110,7 @@ def claims(rows: Rows) -> list[Claim]:
         ),
         _on_the_parabola(
             *(rows, "ormo", "vanilla", "The step of ordered momentum is better than that of SGD (ablation)"),
-            "caption of its ablation; digits are images",
+            "caption of its ablation; its numbers could not be read",
         ),
         _on_the_parabola(
             *(rows, "asgd", "naive", "Momentum put into ASGD as it is impedes convergence: ASGD without it is better"),
@@ -118,7 +118,7 @@ def claims(rows: Rows) -> list[Claim]:
         ),
         _on_the_parabola(
             *(rows, "ormo_da", "ormo", f"With slow workers OrMo-DA has no more loss than OrMo ({TOLERANCE:g} times)"),
-            "its rate has no bound of the gradients in it",
+            f"{OURS}: only that its rate lacks the bound of the gradients that OrMo's has",
             TOLERANCE,
             [(workers, slow) for workers, slow in SETTINGS if slow],
         ),
@@ -145,7 +145,7 @@ def claims(rows: Rows) -> list[Claim]:
     return found
 
 
-_ABSTRACT = "abstract: better than ASGD and other asynchronous methods with momentum; digits are images"
+_ABSTRACT = "abstract: better than ASGD and other asynchronous methods with momentum; its numbers could not be read"
 
 
 def _on_the_parabola(
@@ -282,7 +282,7 @@ STUDY = PaperStudy(
     title="Ordered momentum for asynchronous SGD",
     source=(
         "Shi, Yang, Li: Ordered Momentum for Asynchronous SGD, NeurIPS 2024, arXiv 2407.19234; abstract, captions and "
-        "first pages read, the rest recalled; its tables were not to be had"
+        "first pages read, the rest is from memory; its tables could not be read"
     ),
     about="""
 The paper trains ResNet-20 on CIFAR-10 and CIFAR-100 with 16 and 64 workers. Here workers are simulated: a gradient
@@ -293,7 +293,7 @@ The parabola has 50 dimensions with curvatures from 10^-2.5 to 1, noise of devia
 gradients; the loss of a seed is the mean of four runs with one order of arrival. The networks are a convolutional
 network on 2,000 Fashion-MNIST images, with 1,000 gradients of batches of 16, and, if its data has been fetched
 (`untuned data fetch cifar-10`), a ResNet-20 of half the width on 4,000 CIFAR-10 images of 16 x 16 pixels, with 600:
-a few passes over a thirtieth of the paper's data. Real processes run beside them, as a test of the server.
+a few passes over a small part of such data. Real processes run beside them, as a test of the server.
 
 Rules, written before the first run of the study. A loss is lower than another if the 95 % bootstrap interval of the
 ratio of both, seed by seed, lies below 1, in each setting where there are several; OrMo-DA has no more loss if it lies

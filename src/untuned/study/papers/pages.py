@@ -45,10 +45,14 @@ def write(study: PaperStudy, folder: Path) -> Path:
 
 
 def headline(claims: Sequence[Claim]) -> str:
-    """How many claims hold here, in words."""
-    count = Counter(claim.verdict for claim in claims)
-    said = [f"{count[verdict]} {words[count[verdict] > 1]}" for verdict, words in _WORDS.items() if count[verdict]]
-    return f"Of {len(claims)} claim{'s' if len(claims) > 1 else ''} {', '.join(said)}."
+    """How many claims of the paper hold here, and how many of those that the study adds, in words."""
+    said = []
+    for ours, of in ((False, "of the paper"), (True, "that this study adds")):
+        count = Counter(claim.verdict for claim in claims if claim.ours == ours)
+        parts = [f"{count[verdict]} {words[count[verdict] > 1]}" for verdict, words in _WORDS.items() if count[verdict]]
+        if n := sum(count.values()):
+            said.append(f"Of {n} claim{'s' if n > 1 else ''} {of} {', '.join(parts)}.")
+    return " ".join(said)
 
 
 _WORDS = {  # of one claim and of several

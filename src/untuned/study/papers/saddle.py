@@ -67,7 +67,7 @@ def claims(rows: Rows) -> list[Claim]:
         where = " for the betas that APAG does not flag" if name == "phase" else ""
         found.append(
             Claim(
-                f"{setting.title.capitalize()}: escape is faster by the factor 1 - beta{where}",
+                f"{setting.title.capitalize()}: escape takes 1 - beta times the steps{where}",
                 "steps / (1 - beta) do not depend on beta (its theorem)",
                 f"ratio to beta 0, by beta: {said}; n = {n} seeds",
                 all_told([told(bounds, 0.9, 1.1) for bounds in near.values()]),
@@ -79,8 +79,8 @@ def claims(rows: Rows) -> list[Claim]:
     largest = shares[max(BETAS)]
     found.append(
         Claim(
-            "Beta cannot be arbitrarily close to 1: where momentum no longer agrees with the gradient (APAG), "
-            "it is too large",
+            "Phase retrieval: beta cannot be arbitrarily close to 1; where momentum no longer agrees with the "
+            "gradient (APAG), it is too large",
             "needed by the theorem; the paper shows beta 0.9 as its fastest run, batch size not stated",
             f"single samples: APAG in {100 * largest.mean():.1f} % of measurements at beta {max(BETAS):g}, in at least "
             f"{100 * min(shares[beta].mean() for beta in BETAS[:-1]):.1f} % below; "
@@ -149,7 +149,7 @@ def _finding(name: str, outcomes: Sequence[Outcome], means: Mapping[float, float
         f"builds up predict {100 * ratio:.1f} % more than at beta 0. With exact gradients that is what it takes; with "
         "single samples their noise moves runs off the saddle too. The gradient at the saddle is small beside the "
         "noise of a sample, so that single APAG ratios scatter around the limit for every beta > 0, and their share "
-        f"says little. Their lowest mean is {min(o.apag_mean for o in outcomes):.2g}."
+        f"says little. The lowest mean of a run is {min(o.apag_mean for o in outcomes):.2g}."
     )
 
 
@@ -171,8 +171,9 @@ of the means of both sides. CNC: mean <m, v>^2 where the curvature is negative. 
 medians over seeds.
 
 Rules. A factor is 1 - beta if the interval of the ratio lies within 0.9 to 1.1 for every beta; a beta is flagged as too
-large where fewer than 95 % of the measurements are within APAG. The first six seeds were looked at before these rules
-were written.
+large where fewer than 95 % of the measurements are within APAG. At the saddle in the plane the gradient is small
+beside the noise of a sample, so that single ratios say little and no beta is flagged by them. The first six seeds were
+looked at before these rules were written.
 """,
     jobs=jobs,
     claims=claims,

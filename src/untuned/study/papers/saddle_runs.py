@@ -139,7 +139,7 @@ def _outcomes(
                 beta=beta,
                 seed=seed,
                 steps=steps[i].item(),
-                diverged=bool(diverged[i]),
+                diverged=bool(diverged[i] & steps[i].isnan()),  # one that has arrived goes on while others are away
                 measured=int(going[:, i].sum()),
                 apag_within=(apag >= LIMIT).double().mean().item(),
                 apag_mean=((apag * norm).mean() / norm.mean()).item(),
