@@ -67,8 +67,8 @@ def claims(rows: Rows) -> list[Claim]:
             "rank",
             f"{ABSTRACT}it mitigates overfitting",
             f"training loss {_mean(loss('lorasc', 'train_loss') - loss('lora', 'train_loss'))} and validation loss "
-            f"{_mean(loss('lorasc') - loss('lora'))} against LoRA's, so it is smaller because LoRASC fits "
-            "less; difference of the gaps",
+            f"{_mean(loss('lorasc') - loss('lora'))} against LoRA's (a gap is also smaller where less is "
+            "fitted); gap of the two",
             gap("lorasc") - gap("lora"),
         ),
         _claim(
