@@ -23,9 +23,6 @@ HEAD = """# Studies of papers
 
 Seven works of the field, each as one command that runs in minutes on two cores, resumes where it stopped, and
 writes a page with the figure that the paper argues with and a verdict on each of its claims. `make studies` runs all.
-
-| study | source | claims | command |
-| --- | --- | --- | --- |
 """
 
 
@@ -44,17 +41,17 @@ def take(folder: Path) -> None:
 
 def written() -> dict[Path, str]:
     """The text of every page."""
-    index, table, texts = [HEAD], ["| paper |" + "|".join(f" {column} " for column in HEADER) + "|"], dict[Path, str]()
-    table.append("| --- " * (1 + len(HEADER)) + "|")
+    index, cells, texts = list[list[str]](), list[tuple[str, ...]](), dict[Path, str]()
     for name in SUMMARIES:
         paper = load(name)
         found = rows.read_csv(paper, DOCS / "papers")
-        texts[DOCS / "papers" / f"{name}.md"] = pages.markdown(paper, found)
         claims = paper.claims(found)
+        texts[DOCS / "papers" / f"{name}.md"] = pages.markdown(paper, found, claims)
         link = f"[{paper.title}](papers/{name}.md)"
-        index.append(f"| {link} | {paper.source} | {pages.headline(claims)} | `untuned study {name}` |\n")
-        table += [f"| {link} | {' | '.join(cells)} |" for cells in pages.claim_cells(claims)]
-    texts[DOCS / "papers.md"] = "".join(index)
+        index.append([link, paper.source, pages.headline(claims), f"`untuned study {name}`"])
+        cells += [(link, *row) for row in pages.claim_cells(claims)]
+    texts[DOCS / "papers.md"] = "\n".join([HEAD, *pages.table(("study", "source", "claims", "command"), index), ""])
+    table = pages.table(("paper", *HEADER), cells)
     evidence = (DOCS / "evidence.md").read_text(encoding="utf-8")
     before, _, rest = evidence.partition(START)
     texts[DOCS / "evidence.md"] = before + "\n".join([START, "", *table, "", END]) + rest.partition(END)[2]

@@ -170,7 +170,7 @@ def test_of_runs_that_diverged_nothing_is_told() -> None:
 
 def test_the_page_and_the_panels_are_drawn_from_rows_alone() -> None:
     rows = made_up()
-    text = pages.markdown(STUDY, rows)
+    text = pages.markdown(STUDY, rows, STUDY.claims(rows))
     assert "nan" not in text and "None" not in text
     for _, draw in STUDY.panels(rows):
         figure = Figure(figsize=(6.2, 4.3))

@@ -152,7 +152,8 @@ def test_rows_come_back_from_their_files_with_their_types(tmp_path: Path) -> Non
 def test_the_page_is_the_rows(tmp_path: Path, calls) -> None:
     of = study(2, 3)
     rows.write_csv(of, tmp_path, make(of, tmp_path / "out"))
-    page = pages.write(of, tmp_path)
+    page, claims = pages.write(of, tmp_path)
+    assert [claim.here for claim in claims] == ["least 4.00"]
     text = (tmp_path / "squares.md").read_text()
     assert "**Of 1 claim of the paper 1 holds here.**" in text
     assert "| Squares are positive | all | least 4.00 | **holds here** |" in text

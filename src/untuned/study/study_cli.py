@@ -37,10 +37,10 @@ def _paper(name: str, summary: str) -> None:
             print("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
         rows.write_csv(paper, folder, records)
-        page = pages.write(paper, folder)
-        for claim in paper.claims(found := rows.read_csv(paper, folder)):
+        page, claims = pages.write(paper, folder)
+        for claim in claims:
             print(f"- {claim.says}\n  published: {claim.published}\n  here: {claim.here}\n  {claim.verdict}")
-        print(pages.headline(paper.claims(found)))
+        print(pages.headline(claims))
         print(f"report: {page}")
 
 
@@ -68,20 +68,12 @@ def study_refined(
     Takes about half an hour on two cores, and goes on where it was stopped.
     """
     from untuned.study import refined, refined_report
+    from untuned.study.papers.rows import check_folder
 
-    _check_folder(out)
+    check_folder(out)
     try:
         found = refined.run(out, methods.split(","), epochs, seeds, workers or os.cpu_count() or 1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     print(f"report: {refined_report.write(out, found, seeds)}")
-
-
-def _check_folder(out: Path) -> None:
-    """StudyError if it is no folder and cannot become one."""
-    from untuned.study.config import StudyError
-
-    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise StudyError(f"{out if out.exists() else there} is no folder; choose another --out")

@@ -18,21 +18,21 @@ from untuned.study.papers.rows import JOBS, numbers, read_csv
 HEADER = ("claim", "published", "here", "verdict")
 
 
-def write(study: PaperStudy, folder: Path) -> Path:
-    """Write NAME.md, NAME.html and NAME.png from the CSV files of the folder; returns the path of the HTML page."""
+def write(study: PaperStudy, folder: Path) -> tuple[Path, Sequence[Claim]]:
+    """Write NAME.md, NAME.html and NAME.png from the CSV files of the folder. -> the HTML page, and what it claims."""
     rows = read_csv(study, folder)
-    panels = study.panels(rows)
+    claims, panels = study.claims(rows), study.panels(rows)
     page = folder / f"{study.name}.html"
     try:
         charts.png(folder / f"{study.name}.png", panels, {}, "")
-        (folder / f"{study.name}.md").write_text(markdown(study, rows), encoding="utf-8")
+        (folder / f"{study.name}.md").write_text(markdown(study, rows, claims), encoding="utf-8")
         drawn = [(title, Markup(charts.svg(draw, title, height=3.7))) for title, draw in panels]
         environment = Environment(loader=FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True)
         text = environment.get_template("paper.html.j2").render(
             study=study,
-            headline=headline(study.claims(rows)),
+            headline=headline(claims),
             about=[_html(paragraph) for paragraph in _paragraphs(study)],
-            claims=study.claims(rows),
+            claims=claims,
             tables=study.tables(rows),
             panels=drawn,
             foot=_foot(rows),
@@ -41,7 +41,7 @@ def write(study: PaperStudy, folder: Path) -> Path:
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot write a page to {folder} ({error}); the rows are kept") from error
-    return page
+    return page, claims
 
 
 def headline(claims: Sequence[Claim]) -> str:
@@ -62,16 +62,15 @@ _WORDS = {  # of one claim and of several
 }
 
 
-def markdown(study: PaperStudy, rows: Rows) -> str:
+def markdown(study: PaperStudy, rows: Rows, claims: Sequence[Claim]) -> str:
     """The page as it stands in the documentation."""
-    claims = study.claims(rows)
     lines = [f"# {study.title}", "", f"**{headline(claims)}**", ""]
     lines += [f"![{'; '.join(title for title, _ in study.panels(rows))}]({study.name}.png)", ""]
-    lines += [*_table(HEADER, claim_cells(claims)), "", f"Source: {study.source}.", ""]
+    lines += [*table(HEADER, claim_cells(claims)), "", f"Source: {study.source}.", ""]
     lines += [line for paragraph in _paragraphs(study) for line in (paragraph, "")]
-    for table in study.tables(rows):
-        lines += [f"## {table.title}", "", *_table(table.columns, table.rows), ""]
-        lines += [table.note, ""] if table.note else []
+    for one in study.tables(rows):
+        lines += [f"## {one.title}", "", *table(one.columns, one.rows), ""]
+        lines += [one.note, ""] if one.note else []
     lines += ["## How it was run", "", f"`untuned study {study.name}`. {_foot(rows)}", ""]
     return "\n".join(lines)
 
@@ -81,7 +80,8 @@ def claim_cells(claims: Sequence[Claim]) -> list[tuple[str, ...]]:
     return [(claim.says, claim.published, claim.here, f"**{claim.verdict}**") for claim in claims]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     cells = [columns, ["---"] * len(columns), *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
 
@@ -104,8 +104,3 @@ def _foot(rows: Mapping[str, Sequence[Row]]) -> str:
         f"{len(jobs)} jobs, {minutes:.1f} minutes of one core in all, on {' and '.join(told['date'])}, "
         f"{' and '.join(told['machine'])}, torch {' and '.join(told['torch'])}."
     )
-
-
-def evidence(study: PaperStudy, rows: Rows) -> list[str]:
-    """The claims of one study as rows of the table in the evidence page."""
-    return _table(("",) * 4, claim_cells(study.claims(rows)))[2:]

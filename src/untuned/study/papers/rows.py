@@ -37,6 +37,13 @@ def key(study: PaperStudy, job: Job) -> str:
     return f"{job.function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def check_folder(folder: Path) -> None:
+    """StudyError if it is no folder and cannot become one."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise StudyError(f"{folder if folder.exists() else there} is no folder; choose another --out")
+
+
 def claim_folder(study: PaperStudy, folder: Path) -> None:
     """Make the folder, or take that of an earlier run of this study. Raises StudyError before anything is written."""
     mark = folder / "paper.json"
@@ -45,9 +52,7 @@ def claim_folder(study: PaperStudy, folder: Path) -> None:
         if found != study.name:
             raise StudyError(f"{folder} holds the study {found!r}, not {study.name!r}; choose another --out")
         return
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise StudyError(f"{folder if folder.exists() else there} is no folder; choose another --out")
+    check_folder(folder)
     if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
         raise StudyError(f"{folder} exists and holds no study; choose another --out")
     try:
